@@ -1,0 +1,313 @@
+"""The `stagewatch` command: thin; what a command does lives in a module of its own.
+
+Modules are imported by the command that needs them, so that ``--help`` answers at once. Exit
+status: 0 all is well, 1 trouble, 2 a command that was not understood.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from stagewatch.history import History
+    from stagewatch.reading import Place
+
+_EPILOG = """\
+start here:
+  opentelemetry-instrument python etl.py   run your job; nothing in it has to change
+  stagewatch report                        its last runs
+  stagewatch show last                     the newest run: span tree, stages, datasets, error
+
+examples:
+  stagewatch report flights -n 50          the last 50 runs of one pipeline
+  stagewatch show 3f2a --all               the run whose id begins with 3f2a, every span
+  stagewatch report --json | jq .runs[0]   for programs
+  stagewatch doctor                        why do I see nothing?
+
+Exit status: 0 all is well, 1 trouble, 2 the command was not understood.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status."""
+    if reconfigure := getattr(sys.stdout, "reconfigure", None):
+        reconfigure(errors="replace")  # a bar that the terminal cannot show is no reason to fail
+    options = _parser().parse_args(arguments)
+    if options.version:
+        from importlib.metadata import version
+
+        print(f"stagewatch {version('stagewatch')}")
+        return 0
+    if options.run is None:
+        _parser().print_help(sys.stderr)
+        return 2
+    try:
+        status: int = options.run(options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Whoever reads has seen enough. What is still buffered must not raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    except _Trouble as trouble:
+        print(f"stagewatch: {trouble}", file=sys.stderr)
+        return 1
+
+
+class _Trouble(Exception):
+    """One line for the user."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"stagewatch: {message} (try `{self.prog} --help`)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="stagewatch",
+        description="OpenTelemetry for data pipelines: what your runs did, stage by stage.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=None)
+    parser.add_argument("--version", action="store_true", help="print the version")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    report = commands.add_parser(
+        "report",
+        help="the last runs: outcome, duration, lateness, records, throughput, errors",
+        description="The last runs, newest first, and a line for each pipeline among them.",
+    )
+    report.add_argument("pipeline", metavar="PIPELINE", nargs="?", help="runs of this one only")
+    report.add_argument(
+        "-n", metavar="N", type=_positive, default=20, dest="limit", help="how many runs (20)"
+    )
+    report.set_defaults(run=_report)
+
+    show = commands.add_parser(
+        "show",
+        help="one run: its span tree, stages, datasets and error",
+        description="One run. Calls that left no span of their own are shown as counts (folded).",
+    )
+    show.add_argument("wanted", metavar="RUN", help="the beginning of its id, or `last`")
+    show.add_argument("--all", action="store_true", help="every span, however many there are")
+    show.set_defaults(run=_show)
+
+    ship = commands.add_parser(
+        "ship",
+        help="send what is pending to the backend",
+        description="Sends what is pending for the backend that OTEL_EXPORTER_OTLP_* name here, "
+        "and says what is pending for others. Exit status 1 if anything for it stays behind.",
+    )
+    ship.add_argument(
+        "--timeout", metavar="S", type=_seconds, default=30.0, help="give up after S seconds (30)"
+    )
+    ship.set_defaults(run=_ship)
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="is everything set up right?",
+        description="Looks at configuration, state, recorder, backend, versions and libraries. "
+        "Exit status 1 if something is wrong.",
+    )
+    doctor.set_defaults(run=_doctor)
+
+    for command in (report, show, ship, doctor):
+        command.add_argument("--json", action="store_true", help="for programs")
+
+    schema = commands.add_parser(
+        "schema",
+        help="print the JSON schema of stagewatch.yaml, for editors",
+        description="The JSON schema of stagewatch.yaml: completion and checks in your editor.",
+    )
+    schema.set_defaults(run=_schema)
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isascii() and text.isdigit() else 0
+    if not 0 < number < 2**31:
+        raise argparse.ArgumentTypeError(f'"{text}" is not a number of runs (1, 20, 500)')
+    return number
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < 1e6:
+        raise argparse.ArgumentTypeError(f'"{text}" is not a number of seconds (5, 30, 0.5)')
+    return seconds
+
+
+# --- commands ---------------------------------------------------------------------------------
+
+
+def _report(options: argparse.Namespace) -> int:
+    import time
+
+    from stagewatch.report import report, report_json, summarise
+
+    with _history(_place()) as history:
+        runs = history.runs(options.pipeline, options.limit)
+        if not runs and options.pipeline is not None:
+            known = ", ".join(history.pipelines())
+            hint = f"; there are {known}" if known else "; nothing ran yet"
+            raise _Trouble(f'no pipeline "{options.pipeline}"{hint}')
+        usual = {name: history.usual_duration(name) for name in {run.pipeline for run in runs}}
+    now = time.time_ns()
+    summaries = summarise(runs, now, usual)
+    if options.json:
+        _print_json(report_json(runs, summaries, now))
+    elif runs:
+        _print(report(runs, summaries, now))
+    else:
+        print("No runs yet. Put `opentelemetry-instrument` in front of your job:")
+        print("  opentelemetry-instrument python etl.py")
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    import time
+
+    from stagewatch.show import show, show_json
+
+    with _history(_place()) as history:
+        try:
+            run = history.run(options.wanted)
+        except LookupError as error:
+            raise _Trouble(str(error.args[0])) from None
+        spans = list(history.spans(run.run_id))
+        stages = history.stages(run.run_id)
+        operations = history.operations(run.run_id)
+        datasets = history.datasets(run.run_id)
+    now = time.time_ns()
+    if options.json:
+        _print_json(show_json(run, spans, stages, operations, datasets, now=now))
+    else:
+        _print(show(run, spans, stages, operations, datasets, now=now, everything=options.all))
+    return 0
+
+
+def _ship(options: argparse.Namespace) -> int:
+    """``--json``: ``destination``, ``endpoints``, ``sent``, ``pending`` and ``elsewhere``."""
+    from stagewatch import reading
+    from stagewatch.exporters.recorder.sender import ship
+    from stagewatch.exporters.state import destination
+    from stagewatch.redaction import url
+
+    goal = destination(os.environ)
+    endpoints = {signal: url(text) for signal, text in goal.endpoints.items()}
+    here = _place()
+    reading.take_in(here.state)
+    with _readable(here):
+        shipped = ship(here.state, os.environ, options.timeout)
+    sent, pending = shipped.sent, shipped.pending
+    if options.json:
+        _print_json(
+            {
+                "destination": goal.key,
+                "endpoints": endpoints,
+                "sent": sent,
+                "pending": pending,
+                "elsewhere": shipped.elsewhere,
+            }
+        )
+        return 1 if pending else 0
+    where = ", ".join(dict.fromkeys(endpoints.values()))
+    if not endpoints:
+        print("Nothing is sent from here: OTEL_EXPORTER_OTLP_ENDPOINT is not set.")
+    elif pending:
+        print(f"Sent {sent:,} items to {where}; still pending: {_amounts(pending)}.")
+    else:
+        print(f"Sent {sent:,} items to {where}; nothing is pending.")
+    for key, amounts in sorted(shipped.elsewhere.items()):
+        print(f"Pending for other settings ({key}): {_amounts(amounts)}.")
+    return 1 if pending else 0
+
+
+def _amounts(pending: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {signal}" for signal, count in sorted(pending.items()))
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from stagewatch import doctor
+
+    checks = doctor.examine(os.environ, Path.cwd())
+    if options.json:
+        _print_json(doctor.checks_json(checks))
+    else:
+        _print(doctor.checks_text(checks), soft_wrap=True)
+    return 1 if doctor.is_trouble(checks) else 0
+
+
+def _schema(options: argparse.Namespace) -> int:
+    from stagewatch.config import schema
+
+    _print_json(schema())
+    return 0
+
+
+# --- around them ------------------------------------------------------------------------------
+
+
+def _place() -> Place:
+    """Where the state is; a wrong configuration is said, and reading goes on with what is right."""
+    from stagewatch.reading import place
+
+    here = place(os.environ, Path.cwd())
+    for fault in here.faults:
+        print(f"stagewatch: {fault}", file=sys.stderr)
+    return here
+
+
+@contextmanager
+def _history(here: Place) -> Iterator[History]:
+    """The history, with all journals taken in."""
+    from stagewatch.history import open_history
+    from stagewatch.reading import take_in
+
+    take_in(here.state)
+    with _readable(here), open_history(here.state) as history:
+        yield history
+
+
+@contextmanager
+def _readable(here: Place) -> Iterator[None]:
+    import sqlite3
+
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise _Trouble(f"the history in {here.state} cannot be read: {error}") from None
+
+
+def _print(shown: RenderableType, *, soft_wrap: bool = False) -> None:
+    from rich.console import Console
+
+    # NO_COLOR: bold and dim would be escapes too.
+    plain = {"color_system": None, "force_terminal": False} if os.environ.get("NO_COLOR") else {}
+    console = Console(highlight=False, markup=False, emoji=False, **plain)  # type: ignore[arg-type]
+    with console.capture() as captured:
+        console.print(shown, soft_wrap=soft_wrap)
+    lines = (line.rstrip() for line in captured.get().splitlines())
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    json.dump(value, sys.stdout, indent=2, ensure_ascii=False, default=str)
+    sys.stdout.write("\n")

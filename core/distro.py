@@ -1,0 +1,122 @@
+"""What ``opentelemetry-instrument`` finds: the SDK wired up, and a loader that cannot hurt.
+
+Order in the process: `Distro`, `Configurator`, `open_run` (before the instrumentors, which want to
+know the pipeline), instrumentors. Where another distribution's configurator was chosen, `open_run`
+attaches to its SDK.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from opentelemetry import trace
+from opentelemetry.instrumentation.dependencies import DependencyConflictError
+from opentelemetry.instrumentation.distro import BaseDistro  # type: ignore[attr-defined]
+
+from stagewatch import lifecycle, semconv
+from stagewatch.exporters.spans import SpanWriter
+from stagewatch.processors.span_processor import PipelineProcessor
+from stagewatch.safety import guarded
+
+_logger = logging.getLogger(__name__)
+_OURS = {"requests"}
+"""Upstream instrumentors that ours load themselves, once the library is really imported."""
+
+_spans: SpanWriter | None = None
+
+
+class Distro(BaseDistro):  # type: ignore[misc]
+    """Loads instrumentors so that none stops the next."""
+
+    def _configure(self, **kwargs: Any) -> None: ...
+
+    def load_instrumentor(self, entry_point: Any, **kwargs: Any) -> None:
+        """Check each library's version: upstream does so once per distribution, and ours holds
+        them all. Raises ImportError and DependencyConflictError, which upstream's loader expects.
+        """
+        if entry_point.name in _OURS or _is_disabled(entry_point.name):
+            return
+        kwargs |= {"skip_dep_check": False, "raise_exception_on_conflict": True}
+        absent: Exception | None = None
+        with guarded:
+            try:
+                super().load_instrumentor(entry_point, **kwargs)
+            except (DependencyConflictError, ImportError) as error:
+                absent = error
+        if absent:
+            raise absent
+
+
+def _is_disabled(name: str) -> bool:
+    """``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=pandas`` means ``stagewatch_pandas`` too."""
+    disabled = os.environ.get("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "").split(",")
+    return name.removeprefix("stagewatch_") in {entry.strip() for entry in disabled}
+
+
+class Configurator:
+    """Sets up the SDK's tracer provider, and makes the others only where they are used."""
+
+    @guarded
+    def configure(self, **_: Any) -> None:
+        """Called by ``opentelemetry-instrument``; never raises."""
+        global _spans
+        prepared = lifecycle.prepare()
+        if prepared is None:
+            return
+        from opentelemetry.sdk.trace import TracerProvider
+
+        _spans = SpanWriter(messages=prepared.config.settings.exception_messages)
+        provider = TracerProvider(
+            resource=_resource(prepared.pipeline.name), shutdown_on_exit=False, **_customised()
+        )
+        provider.add_span_processor(PipelineProcessor(_spans.write))
+        trace.set_tracer_provider(provider)
+
+
+@guarded
+def open_run() -> None:
+    """Entry point ``opentelemetry_pre_instrument``: the run is open before anything is patched."""
+    provider = trace.get_tracer_provider()
+    spans, elsewhere = _spans, False
+    if spans is None and hasattr(provider, "add_span_processor"):
+        prepared = lifecycle.prepare()
+        if prepared is None:
+            return
+        spans, elsewhere = SpanWriter(messages=prepared.config.settings.exception_messages), True
+        provider.add_span_processor(PipelineProcessor(spans.write))
+    resource = getattr(provider, "resource", None)
+    attributes = dict(resource.attributes) if resource is not None else {}
+    journal = lifecycle.open_run(spans, attributes, elsewhere=elsewhere)
+    if journal is None or elsewhere:
+        return
+    from stagewatch.exporters import logs, metrics
+
+    metrics.install(journal, resource)
+    logs.install(journal, resource, os.environ)
+
+
+def _resource(pipeline: str) -> Any:
+    """The user's resource; the service is called as the pipeline, unless they say otherwise."""
+    from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+
+    named = OTELResourceDetector().detect().attributes.get(semconv.SERVICE_NAME)
+    return Resource.create({} if named else {semconv.SERVICE_NAME: pipeline})
+
+
+def _customised() -> dict[str, Any]:
+    """Sampler and id generator that come from entry points; the SDK itself reads the others."""
+    known = {"always_on", "always_off", "traceidratio"}
+    sampler = os.environ.get("OTEL_TRACES_SAMPLER", "").strip().lower()
+    generator = os.environ.get("OTEL_PYTHON_ID_GENERATOR", "").strip()
+    if (not sampler or sampler.removeprefix("parentbased_") in known) and not generator:
+        return {}
+    from opentelemetry.sdk import _configuration  # 40 ms: only for those who need it
+
+    found: dict[str, Any] = {}
+    if sampler and sampler.removeprefix("parentbased_") not in known:
+        found["sampler"] = _configuration._import_sampler(sampler)
+    if generator:
+        found["id_generator"] = _configuration._import_id_generator(generator)
+    return found

@@ -1,0 +1,186 @@
+"""What the figures mean: pure functions, the same for the live view and for the history.
+
+Times are nanoseconds since the epoch, durations seconds. Nothing here reads a clock or keeps
+state. What a job rarely needs is imported where it is used: every millisecond of a start counts.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterator
+from math import ceil, floor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datetime import tzinfo
+
+    from stagewatch.model import Schedule, Sla
+
+SECOND = 1_000_000_000
+
+MAX_TICKS = 200
+"""So many ticks back are looked at for an unmet one (60 µs each, while a job is starting)."""
+
+DURATION_BUCKETS = (
+    0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+    60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0, 14400.0, 43200.0, 86400.0,
+)  # fmt: skip
+"""Upper bounds, inclusive, in seconds: 10 ms … 24 h."""
+
+
+def throughput(
+    records_in: int | None, records_out: int | None, seconds: float | None
+) -> float | None:
+    """Records per second: out / seconds; in / seconds where nothing is known of out (decision 14).
+
+    None where neither side is known, or no time has passed.
+    """
+    records = records_in if records_out is None else records_out
+    if records is None or seconds is None or seconds <= 0:
+        return None
+    return records / seconds
+
+
+def error_ratio(out: int | None, rejected: int, *, failed: bool) -> float:
+    """rejected / (out + rejected), between 0 and 1; 0 without any record.
+
+    1 for a stage that failed before it counted anything: it has brought none of its records home.
+    """
+    total = (out or 0) + rejected
+    if total <= 0:
+        return 1.0 if failed else 0.0
+    return rejected / total
+
+
+def deadline(scheduled: int | None, start: int, sla: Sla) -> int | None:
+    """When the run has to be over, in ns: scheduled + ``sla.deadline``, where both are known.
+
+    Else start + ``sla.max_duration``; None where nothing is promised.
+    """
+    if scheduled is not None and sla.deadline is not None:
+        return scheduled + round(sla.deadline * SECOND)
+    if sla.max_duration is not None:
+        return start + round(sla.max_duration * SECOND)
+    return None
+
+
+def lateness(deadline: int | None, at: int) -> float:
+    """Seconds past the deadline at `at`, the run's end or now; 0 on time or without a deadline."""
+    if deadline is None or at <= deadline:
+        return 0.0
+    return (at - deadline) / SECOND
+
+
+def percentile(values: Collection[float], q: float) -> float | None:
+    """The `q`-th percentile (0 … 100), None without values.
+
+    Linear between the two nearest of the sorted values, at position (n - 1) q / 100: definition 7
+    of Hyndman and Fan, "Sample Quantiles in Statistical Packages" (1996); what numpy, pandas and
+    `statistics.quantiles(method="inclusive")` do.
+
+    Raises ValueError for a `q` outside 0 … 100.
+    """
+    if not 0 <= q <= 100:
+        raise ValueError(f"{q} is not a percentile (0 … 100)")
+    if not values:
+        return None
+    ordered = sorted(values)
+    position = (len(ordered) - 1) * q / 100
+    low, high = ordered[floor(position)], ordered[ceil(position)]
+    if low == high:
+        return low
+    share = position - floor(position)
+    # Weighted from the nearer side, so that rounding cannot leave [low, high].
+    return low + (high - low) * share if share < 0.5 else high - (high - low) * (1 - share)
+
+
+def usual_duration(durations: Collection[float]) -> float | None:
+    """Median of past durations; None of fewer than three, which say nothing about "usual"."""
+    return percentile(durations, 50) if len(durations) >= 3 else None
+
+
+def eta(start: int, now: int, durations: Collection[float]) -> int | None:
+    """When a run that is still going may end, in ns, judged by past durations.
+
+    start + the median of those past durations that were longer than this run already is: the
+    median residual life of the empirical distribution (Schmittlein and Morrison, "The Median
+    Residual Lifetime", 1981). None once it has outlasted all of them.
+    """
+    elapsed = (now - start) / SECOND
+    usual = percentile([d for d in durations if d > elapsed], 50)
+    return None if usual is None else start + round(usual * SECOND)
+
+
+def bucket_index(seconds: float) -> int:
+    """Index into the counts of a histogram over `DURATION_BUCKETS`; the last one is the overflow.
+
+    A bound belongs to the bucket below it, as in OTLP's explicit histograms.
+    """
+    return bisect_left(DURATION_BUCKETS, seconds)
+
+
+def scheduled_time(
+    schedule: Schedule | None, sla: Sla, start: int, met: Callable[[int], bool]
+) -> int | None:
+    """The tick a run that started at `start` is for, in ns (decision 13).
+
+    The oldest tick that no run has met, not later than start + start grace and not older than the
+    maximum age; without a maximum age only the newest tick is asked. At most `MAX_TICKS` ticks are
+    looked at. None where all are met, or there is no schedule.
+
+    `met` says of a tick's time in ns whether a success or a skip has met it.
+    """
+    if schedule is None:
+        return None
+    oldest_allowed = None if sla.max_age is None else start - round(sla.max_age * SECOND)
+    unmet = None
+    for count, tick in enumerate(ticks(schedule, start + round(sla.start_grace * SECOND))):
+        if count == MAX_TICKS or (oldest_allowed is not None and tick < oldest_allowed):
+            break
+        if not met(tick):
+            unmet = tick
+        if oldest_allowed is None:
+            break
+    return unmet
+
+
+def ticks(schedule: Schedule, latest: int) -> Iterator[int]:
+    """Times in ns at which `schedule` is due, backwards from the last one not after `latest`.
+
+    The clock is the declared zone's, and its jumps are taken as Debian's cron takes them: a fixed
+    local time that a jump skips is due at the next valid minute, one that comes twice is due the
+    first time. A line whose hour or minute starts with ``*`` follows the time that really passes.
+
+    Raises `cronsim.CronSimError` and what `zoneinfo.ZoneInfo` raises; `stagewatch.config` has
+    checked both.
+    """
+    from datetime import datetime, timedelta
+
+    from cronsim import CronSim
+
+    zone = zone_info(schedule.timezone)
+    local = datetime.fromtimestamp(latest // SECOND, zone)
+    if local.fold:
+        # The hour that comes twice is here for the second time: local times later than now have
+        # already been due, the first time.
+        first = local.replace(fold=0).utcoffset() or timedelta()
+        local += first - (local.utcoffset() or timedelta())
+    # A tick at `latest` itself is one, and the iterator starts before the time it is given.
+    for tick in CronSim(schedule.cron, local + timedelta(seconds=1), reverse=True):
+        at = int(tick.timestamp()) * SECOND
+        if at <= latest:
+            yield at
+
+
+def zone_info(name: str) -> tzinfo:
+    """Time zone of an IANA name; UTC needs no database.
+
+    Raises KeyError, ValueError or OSError for a name that is none.
+    """
+    if name == "UTC":
+        from datetime import UTC
+
+        return UTC
+    from zoneinfo import ZoneInfo
+
+    return ZoneInfo(name)

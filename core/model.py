@@ -1,0 +1,224 @@
+"""What a pipeline is and what was seen of it: plain frozen types, without a word about telemetry.
+
+Declared types (`Pipeline` and its parts) come from ``stagewatch.yaml``; observed types (`Run`,
+`Stage`, `Operation`, `Dataset`) come out of the history. Times are nanoseconds since the epoch,
+durations seconds, unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from msgspec import Meta, Struct, field
+
+
+class Outcome(StrEnum):
+    """How a run or a stage ended: the values of ``cicd.pipeline.result``."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+    ERROR = "error"
+    TIMEOUT = "timeout"
+    CANCELLATION = "cancellation"
+    SKIP = "skip"
+
+
+class Role(StrEnum):
+    """What a span is, and so whether it may be held back: only a detail may."""
+
+    RUN = "run"
+    STAGE = "stage"
+    USER = "user"
+    DETAIL = "detail"
+
+
+# --- declared ---------------------------------------------------------------------------------
+
+# A kind names the entry of `stagewatch.values.KINDS` that reads and describes what users write.
+Seconds = Annotated[float, Meta(extra={"kind": "duration"})]
+Ratio = Annotated[float, Meta(extra={"kind": "ratio"})]
+Pattern = Annotated[str, Meta(extra={"kind": "pattern"})]
+Cron = Annotated[str, Meta(extra={"kind": "cron"})]
+Zone = Annotated[str, Meta(extra={"kind": "zone"})]
+Function = Annotated[str, Meta(extra={"kind": "function"})]
+Key = Annotated[str, Meta(extra={"source": "key"})]
+"""Not a field in the file: it is the key under which the object stands."""
+
+
+class Match(Struct, frozen=True, forbid_unknown_fields=True):
+    """Which processes are runs of a pipeline; any one that fits is enough."""
+
+    script: Pattern | None = None
+    """Name of the script (``etl.py``), or the end of its path (``jobs/etl.py``); globs work."""
+    module: Pattern | None = None
+    """Module run with ``python -m``."""
+    dag: Pattern | None = None
+    """Airflow DAG id."""
+    spark_app: Pattern | None = None
+    """Spark application name."""
+
+
+class Schedule(Struct, frozen=True, forbid_unknown_fields=True):
+    """When a run is due."""
+
+    cron: Cron
+    """Five fields, as in crontab(5)."""
+    timezone: Zone = "UTC"
+    """IANA name; ticks are computed in this zone."""
+
+
+class Escalation(Struct, frozen=True, forbid_unknown_fields=True):
+    """One step of how loud a late run gets."""
+
+    after: Seconds
+    """Seconds past the deadline."""
+    severity: str
+    """Such as ``warning`` or ``critical``; becomes a label of the alert."""
+
+
+class Sla(Struct, frozen=True, forbid_unknown_fields=True):
+    """What is promised of a run; all in seconds."""
+
+    deadline: Seconds | None = None
+    """After the scheduled time."""
+    max_duration: Seconds | None = None
+    """After the start; counts where no deadline after a scheduled time does."""
+    start_grace: Seconds = 300.0
+    """How far a start may precede its tick and how long after a tick it may still come."""
+    max_age: Seconds | None = None
+    """Age at which an unmet tick is given up; without one only the newest tick counts."""
+    escalation: tuple[Escalation, ...] = ()
+    """Steps of a run that stays late."""
+
+
+class DeclaredStage(Struct, frozen=True, forbid_unknown_fields=True):
+    """One stage of a pipeline, by the function or method that is it."""
+
+    function: Function | None = None
+    """``module:function``, ``module:Class.method``; without a module it is one of the script's."""
+    expected_records: int | None = None
+    """Of one run."""
+    max_error_ratio: Ratio | None = None
+    """Rejected / (out + rejected)."""
+    min_throughput: float | None = None
+    """Records per second."""
+    max_duration: Seconds | None = None
+    """Seconds."""
+
+
+class DeclaredDataset(Struct, frozen=True, forbid_unknown_fields=True):
+    """A dataset whose freshness matters."""
+
+    uri: Pattern
+    """As it stands in the history; globs work."""
+    timestamp_column: str | None = None
+    """Column with the time of the event; its maximum is the newest event."""
+    freshness: Seconds | None = None
+    """Seconds its newest event may be old."""
+
+
+class Pipeline(Struct, frozen=True, forbid_unknown_fields=True):
+    """What is run again and again."""
+
+    name: Key
+    owner: str | None = None
+    """Who is asked when it is late."""
+    version: str | None = None
+    """Of the pipeline's code."""
+    match: Match = field(default_factory=Match)
+    schedule: Schedule | None = None
+    sla: Sla = field(default_factory=Sla)
+    stages: dict[str, DeclaredStage] = field(default_factory=dict)
+    """By stage name."""
+    datasets: dict[str, DeclaredDataset] = field(default_factory=dict)
+    """By a name of your choice; it is the metrics' ``dataset`` attribute."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """For alert routes."""
+
+
+# --- observed ---------------------------------------------------------------------------------
+
+
+class Run(Struct, frozen=True, kw_only=True):
+    """One execution of a pipeline."""
+
+    run_id: str
+    """32 hex digits."""
+    trace_id: bytes
+    span_id: bytes
+    pipeline: str
+    start: int
+    end: int | None = None
+    """None while it runs."""
+    scheduled: int | None = None
+    attempt: int = 1
+    deadline: int | None = None
+    outcome: Outcome | None = None
+    error_type: str | None = None
+    error_message: str | None = None
+    """Redacted, unless the user opted in."""
+    error_place: str | None = None
+    """``file:line in function``, of the user's own code where there is any."""
+    records_in: int | None = None
+    records_out: int | None = None
+    records_rejected: int = 0
+    cpu_seconds: float | None = None
+    memory_peak: int | None = None
+    """Bytes."""
+    host: str = ""
+    pid: int = 0
+    wait_status: int | None = None
+    """As ``wait(2)`` gives it; None where the kernel could not be asked."""
+    parent_run_id: str | None = None
+
+
+class Stage(Struct, frozen=True, kw_only=True):
+    """All calls of one stage name in one run, added up."""
+
+    name: str
+    calls: int
+    failed: int = 0
+    start: int = 0
+    """Of the first call."""
+    seconds: float = 0.0
+    records_in: int | None = None
+    records_out: int | None = None
+    records_rejected: int = 0
+    retries: int = 0
+    cpu_seconds: float | None = None
+    memory_peak: int | None = None
+    error_type: str | None = None
+
+
+class Operation(Struct, frozen=True, kw_only=True):
+    """All calls of one operation in one stage of one run, spans and folded calls alike."""
+
+    name: str
+    """Such as ``pandas.merge``."""
+    stage: str
+    """Empty where the run itself made the calls."""
+    calls: int
+    folded: int = 0
+    """Those of the calls that left no span."""
+    failed: int = 0
+    seconds: float = 0.0
+    rows_in: int = 0
+    rows_out: int = 0
+
+
+class Dataset(Struct, frozen=True, kw_only=True):
+    """What one operation read or wrote."""
+
+    uri: str
+    """Without credentials, query string or literals."""
+    direction: str
+    """``in`` or ``out``."""
+    stage: str = ""
+    rows: int | None = None
+    bytes: int | None = None
+    fingerprint: str | None = None
+    """Hash of column names and types."""
+    newest_event: int | None = None
+    declared: str | None = None
+    """Its name in ``stagewatch.yaml``, if it has one."""

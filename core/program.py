@@ -1,0 +1,131 @@
+"""What this process is: which program it runs, on which host, as whose child."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from stagewatch.exporters.journal import start_ticks
+
+_TAKES_VALUE = {"-W", "-X", "--check-hash-based-pycs"}
+_HELPERS = ("multiprocessing.resource_tracker", "pyspark.daemon")
+
+
+class Program(Struct, frozen=True):
+    """What Python was told to run."""
+
+    script: str | None = None
+    module: str | None = None
+    is_helper: bool = False
+    """A process that a library keeps for itself: it is no run and belongs to none."""
+
+
+def program(orig_argv: Sequence[str]) -> Program:
+    """Read ``sys.orig_argv``: ``sys.argv`` is not set yet when instrumentation starts."""
+    rest = list(orig_argv[1:])
+    while rest:
+        argument = rest.pop(0)
+        if argument in _TAKES_VALUE:
+            rest = rest[1:]
+        elif argument.startswith("-m") or (
+            argument[1:2] != "-" and argument.endswith("m") and _is_flags(argument)
+        ):
+            module = (
+                argument[2:]
+                if argument.startswith("-m") and len(argument) > 2
+                else rest[0]
+                if rest
+                else ""
+            )
+            return Program(module=module, is_helper=module.startswith(_HELPERS))
+        elif _is_flags(argument) and "c" in argument:
+            command = rest[0] if rest else ""
+            return Program(is_helper=any(name in command for name in _HELPERS))
+        elif not argument.startswith("-"):
+            return Program(script=argument)
+    return Program()
+
+
+def _is_flags(argument: str) -> bool:
+    return argument.startswith("-") and not argument.startswith("--") and argument[1:].isalpha()
+
+
+class ParentRun(Struct, frozen=True):
+    """The run that ``STAGEWATCH_RUN`` names: whose children join it."""
+
+    run_id: str
+    pid: int
+    """Of the process that opened it."""
+    ticks: int
+    trace_id: str
+    span_id: str
+    sampled: bool
+    pipeline: str
+
+    def to_environment(self) -> str:
+        """As it stands in ``STAGEWATCH_RUN``."""
+        return ".".join(
+            (
+                self.run_id,
+                str(self.pid),
+                str(self.ticks),
+                self.trace_id,
+                self.span_id,
+                "1" if self.sampled else "0",
+                self.pipeline,
+            )
+        )
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process that opened the run still is; a run ends with it."""
+        try:
+            return start_ticks(self.pid) == self.ticks
+        except (OSError, ValueError, IndexError):
+            return False
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this very process opened it, before an ``exec``."""
+        return self.pid == os.getpid() and self.is_alive
+
+
+def parent_run(value: str | None) -> ParentRun | None:
+    """Read ``STAGEWATCH_RUN``; None if it is unset or not ours."""
+    parts = (value or "").split(".", 6)
+    try:
+        run_id, pid, ticks, trace_id, span_id, sampled, pipeline = parts
+        if (
+            len(run_id) == len(bytes.fromhex(trace_id)) * 2 == 32
+            and len(bytes.fromhex(span_id)) == 8
+        ):
+            return ParentRun(
+                run_id, int(pid), int(ticks), trace_id, span_id, sampled == "1", pipeline
+            )
+    except ValueError:
+        pass
+    return None
+
+
+def host_id() -> str:
+    """Of this machine or container: what tells its processes from another's."""
+    for path in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
+        try:
+            with open(path) as file:
+                if found := file.read().strip():
+                    return found
+        except OSError:
+            continue
+    return socket.gethostname()
+
+
+def boot_id() -> str:
+    """Changes with every boot; empty where the kernel does not tell."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return file.read().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,68 @@
+"""What comes before reading the history: where it is, and that it knows all there is to know."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from msgspec import Struct
+
+from stagewatch.config import Config, load_or_default
+from stagewatch.exporters.recorder.start import ask_to_take_in, has_living_recorder
+from stagewatch.exporters.state import state_directory
+from stagewatch.safety import guarded
+
+PATIENCE: Final = 2.0
+"""Seconds that recorders get to take in their journals before the history is read as it is."""
+
+
+class Place(Struct, frozen=True):
+    """Where this environment's jobs leave their telemetry."""
+
+    config: Config
+    faults: tuple[str, ...]
+    """Lines that say what is wrong with the configuration."""
+    state: Path
+
+
+def place(environ: Mapping[str, str], directory: Path) -> Place:
+    """As a job does that is started in `directory`: makes the state directory if need be."""
+    config, error = load_or_default(environ, directory)
+    state = state_directory(
+        config.settings.state_dir, is_default="STAGEWATCH_STATE_DIR" not in environ
+    )
+    return Place(config, error.faults if error else (), state)
+
+
+def rooms(state: Path) -> list[Path]:
+    """The rooms of all recorders that ever worked for this state directory."""
+    try:
+        return sorted(path for path in (state / "rooms").iterdir() if path.is_dir())
+    except OSError:
+        return []
+
+
+def has_journals(room: Path) -> bool:
+    """Whether anything in the room waits to be taken in, or belongs to a process that lives."""
+    try:
+        return any(path.suffix in (".journal", ".page") for path in room.iterdir())
+    except OSError:
+        return False
+
+
+def take_in(state: Path) -> None:
+    """Let the history catch up with all journals: by their recorders, or here where none lives.
+
+    Waits `PATIENCE` seconds for recorders. Raises nothing: what cannot be taken in stays for later.
+    """
+    until = time.monotonic() + PATIENCE
+    for room in rooms(state):
+        with guarded:
+            if has_living_recorder(room):
+                ask_to_take_in(room, max(until - time.monotonic(), 0.05))
+            elif has_journals(room):
+                from stagewatch.exporters.recorder import take_in_all
+
+                take_in_all(state, room)

@@ -1,0 +1,276 @@
+"""What one process counts for its run: the state behind `stagewatch.tracing`.
+
+Counts live in the status page (so that they survive the process) and are defined, once each, in
+the journal.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any, Protocol
+
+from msgspec import Struct
+from opentelemetry.context import Context
+from opentelemetry.trace import SpanContext, Tracer
+
+from stagewatch import records
+from stagewatch.measures import DURATION_BUCKETS, bucket_index
+from stagewatch.model import Outcome, Pipeline
+
+if TYPE_CHECKING:
+    from stagewatch.tracing import OpenStage
+
+
+class Cell(Protocol):
+    """Counters in the status page."""
+
+    offset: int
+
+    def store(self, *values: int) -> None: ...
+
+
+class ThreadSlot(Protocol):
+    """What the status page shows of one thread."""
+
+    def show_stages(self, cells: list[int], now: int) -> None: ...
+    def show_operation(self, name: int, start: int) -> None: ...
+
+
+class Sink(Protocol):
+    """Journal and status page, seen from here."""
+
+    lock: threading.RLock
+
+    def append(self, record: Any) -> None: ...
+    def cell(self, kind: str) -> Any: ...
+    def release(self, cell: Any) -> None: ...
+    def run_cell(self) -> Any: ...
+    def thread_slot(self) -> Any: ...
+
+
+class Run(Struct, frozen=True):
+    """The run this process belongs to."""
+
+    run_id: str
+    pipeline: Pipeline
+    context: Context
+    """Holds the run's span: the parent of whatever has no other."""
+    span: SpanContext
+
+
+class Counts:
+    """Records of one thing. A side that nobody counted is None, not 0."""
+
+    __slots__ = ("records_in", "records_out", "rejected", "retries")
+
+    def __init__(self) -> None:
+        self.records_in: int | None = None
+        self.records_out: int | None = None
+        self.rejected = 0
+        self.retries = 0
+
+    def add(self, in_: int | None, out: int | None, rejected: int, retries: int) -> None:
+        """Called under the sink's lock."""
+        if in_ is not None:
+            self.records_in = (self.records_in or 0) + in_
+        if out is not None:
+            self.records_out = (self.records_out or 0) + out
+        self.rejected += rejected
+        self.retries += retries
+
+    def fields(self) -> tuple[int, int, int, int, int]:
+        """As they stand in a cell of the status page, which holds unsigned numbers only."""
+        known = (self.records_in is not None) | (self.records_out is not None) << 1
+        return (
+            max(0, self.records_in or 0),
+            max(0, self.records_out or 0),
+            max(0, self.rejected),
+            self.retries,
+            known,
+        )
+
+
+class OperationTally:
+    """Folded calls of one operation in one stage."""
+
+    __slots__ = (
+        "_calls",
+        "_cell",
+        "_key",
+        "_lock",
+        "_nanoseconds",
+        "_rows_in",
+        "_rows_out",
+        "_sink",
+    )
+
+    def __init__(self, sink: Sink, run_id: str, stage: str, name: str) -> None:
+        self._sink = sink
+        self._lock = sink.lock
+        self._key = (run_id, stage, name)
+        self._calls = self._nanoseconds = self._rows_in = self._rows_out = 0
+        self._cell = sink.cell("operation")
+        if self._cell is not None:
+            sink.append(records.TallyDefined(self._cell.offset, "operation", run_id, stage, name))
+
+    def add(self, nanoseconds: int, rows_in: int, rows_out: int) -> None:
+        """Count one call."""
+        if self._cell is None:
+            run_id, stage, name = self._key
+            self._sink.append(
+                records.TallySpilled(
+                    run_id, stage, name, "operation", nanoseconds, rows_in, rows_out
+                )
+            )
+            return
+        with self._lock:
+            self._calls += 1
+            self._nanoseconds += nanoseconds
+            self._rows_in += rows_in
+            self._rows_out += rows_out
+            self._cell.store(self._calls, self._nanoseconds, self._rows_in, self._rows_out)
+
+
+class StageTally:
+    """Calls of one stage beyond those that get a span."""
+
+    def __init__(self, sink: Sink, run_id: str, name: str) -> None:
+        self._sink = sink
+        self._run_id = run_id
+        self._name = name
+        self._calls = self._failed = self._nanoseconds = self._active = self._cpu = 0
+        self._memory = 0
+        self._counts = Counts()
+        self._buckets = [0] * (len(DURATION_BUCKETS) + 1)
+        self._cell = sink.cell("folded_stage")
+        if self._cell is not None:
+            sink.append(records.TallyDefined(self._cell.offset, "folded_stage", run_id, name, name))
+
+    def add(self, call: records.StageEnded) -> None:
+        """Count one call that has ended."""
+        if self._cell is None:  # the page is full: what cannot be added up there is said one by one
+            self._sink.append(call)
+            return
+        failed = call.outcome != Outcome.SUCCESS
+        with self._sink.lock:
+            self._calls += 1
+            self._failed += failed
+            self._nanoseconds += call.end - call.start
+            self._active += int(call.active_seconds * 1e9)
+            self._cpu += int(call.cpu_seconds * 1e9)
+            self._memory = max(self._memory, call.memory_peak)
+            self._buckets[bucket_index((call.end - call.start) / 1e9)] += 1
+            self._counts.add(call.records_in, call.records_out, call.records_rejected, call.retries)
+            self._store()
+        if failed and call.error_type:
+            self._sink.append(
+                records.StageFailed(self._run_id, self._name, call.outcome, call.error_type)
+            )
+
+    def add_counts(self, in_: int | None, out: int | None, rejected: int, retries: int) -> None:
+        """Count records of a call that somebody else ends: the parent of a forked process."""
+        with self._sink.lock:
+            self._counts.add(in_, out, rejected, retries)
+            self._store()
+
+    def _store(self) -> None:
+        if self._cell is not None:
+            self._cell.store(
+                self._calls,
+                self._failed,
+                self._nanoseconds,
+                self._active,
+                self._cpu,
+                self._memory,
+                *self._counts.fields(),
+                *self._buckets,
+            )
+
+
+class Thread(threading.local):
+    """What this thread is doing."""
+
+    library: str | None = None
+    recording: Recording | None = None
+    slot: ThreadSlot | None = None
+    stages: list[OpenStage]
+    recorded: int = 0
+    """Id of the exception that an inner span has recorded, so that outer ones do not repeat it."""
+
+    def __init__(self) -> None:
+        self.stages = []
+
+
+thread = Thread()
+
+
+class Recording:
+    """All that one process counts for its run."""
+
+    def __init__(self, sink: Sink, run: Run, tracer: Tracer, threshold: int) -> None:
+        self.sink = sink
+        self.lock = sink.lock
+        self.run = run
+        self.tracer = tracer
+        self.threshold = threshold
+        self.calls: dict[str, int] = {}
+        self.names: dict[str, int] = {}
+        self.operations: dict[tuple[str, str], OperationTally] = {}
+        self.folded: dict[str, StageTally] = {}
+        self.without_stage = Counts()
+        self.run_cell = sink.run_cell()
+
+    def operation(self, stage: str, name: str) -> OperationTally:
+        key = (stage, name)
+        tally = self.operations.get(key)
+        if tally is None:
+            with self.lock:
+                tally = self.operations.setdefault(
+                    key, OperationTally(self.sink, self.run.run_id, stage, name)
+                )
+        return tally
+
+    def folded_stage(self, name: str) -> StageTally:
+        tally = self.folded.get(name)
+        if tally is None:
+            with self.lock:
+                tally = self.folded.setdefault(name, StageTally(self.sink, self.run.run_id, name))
+        return tally
+
+    def number(self, name: str) -> int:
+        number = self.names.get(name)
+        if number is None:
+            with self.lock:
+                number = self.names[name] = len(self.names) + 1
+            self.sink.append(records.NameDefined(number, name))
+        return number
+
+    def slot(self) -> ThreadSlot | None:
+        """This thread's place in the status page."""
+        if thread.recording is not self:
+            thread.recording = self
+            thread.slot = self.sink.thread_slot()
+            thread.stages = []
+        return thread.slot
+
+    def add(self, in_: int | None, out: int | None, rejected: int, retries: int) -> None:
+        with self.lock:
+            counts = self.without_stage
+            counts.add(in_, out, rejected, retries)
+            self.run_cell.store(*counts.fields())
+
+
+active: Recording | None = None
+"""The recording of this process; None while nothing records."""
+
+
+def start(sink: Sink, run: Run, tracer: Tracer, threshold_seconds: float) -> None:
+    """Record from now on; calls shorter than *threshold_seconds* fold."""
+    global active
+    active = Recording(sink, run, tracer, int(threshold_seconds * 1e9))
+
+
+def stop() -> None:
+    """Record no more: tracing is a no-op again."""
+    global active
+    active = None

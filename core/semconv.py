@@ -1,0 +1,278 @@
+"""Every attribute and metric this product emits, once: the only place where names live.
+
+Names follow OpenTelemetry's naming rules (``{object}.{property}``, units in UCUM, no ``_total``).
+``pipeline.*`` has no standard yet (semantic-conventions 3762 is open); ``cicd.pipeline.*`` stands
+beside it on run and stage spans.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from msgspec import Struct
+
+SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.40.0"
+"""Version of the OpenTelemetry conventions that the standard names below follow."""
+
+SCOPE: Final = "stagewatch"
+"""Name of the one instrumentation scope of our spans and metrics; it has no version, so that an
+upgrade starts no new series."""
+
+# --- span attributes: run ---------------------------------------------------------------------
+
+PIPELINE_NAME: Final = "pipeline.name"
+"""Declared name, else DAG id, module or script name."""
+RUN_ID: Final = "pipeline.run.id"
+"""32 hex digits; never on a metric point."""
+RUN_SCHEDULED_TIME: Final = "pipeline.run.scheduled_time"
+"""Time the run was due; ISO 8601, UTC."""
+RUN_ATTEMPT: Final = "pipeline.run.attempt"
+"""1 for the first."""
+RUN_OUTCOME: Final = "pipeline.outcome"
+"""success, failure, error, timeout, cancellation or skip; of a run or of a stage."""
+RUN_DEADLINE: Final = "pipeline.run.deadline"
+"""Scheduled time + SLA, or start + maximum duration; ISO 8601, UTC."""
+RUN_LATENESS: Final = "pipeline.run.lateness"
+"""Seconds past the deadline; 0 when on time."""
+RUN_RECORDS_IN: Final = "pipeline.run.records.in"
+RUN_RECORDS_OUT: Final = "pipeline.run.records.out"
+RUN_RECORDS_REJECTED: Final = "pipeline.run.records.rejected"
+RUN_PARENT_ID: Final = "pipeline.run.parent.id"
+"""Run that started this one."""
+RUN_CPU_TIME: Final = "pipeline.run.cpu.time"
+"""Seconds of CPU of the run's own process."""
+RUN_MEMORY_PEAK: Final = "pipeline.run.memory.peak"
+"""Bytes: peak resident size of the run's own process."""
+RUN_WAIT_STATUS: Final = "stagewatch.run.wait_status"
+"""As wait(2) gives it; absent where the kernel could not be asked."""
+RUN_DETAILS_CUT: Final = "stagewatch.run.details_cut"
+"""Details of the run that were not sent because of the cap per trace."""
+ERROR_PLACE: Final = "stagewatch.error.place"
+"""File, line and function where the exception was raised, in the user's code if it went through."""
+
+# --- span attributes: stage -------------------------------------------------------------------
+
+STAGE_NAME: Final = "pipeline.stage.name"
+STAGE_RECORDS_IN: Final = "pipeline.stage.records.in"
+STAGE_RECORDS_OUT: Final = "pipeline.stage.records.out"
+STAGE_RECORDS_REJECTED: Final = "pipeline.stage.records.rejected"
+STAGE_THROUGHPUT: Final = "pipeline.stage.throughput"
+"""Records per second: out (in, if there is no out) / seconds of the stage."""
+STAGE_ERROR_RATIO: Final = "pipeline.stage.error.ratio"
+"""rejected / (out + rejected); 1 if the stage failed without counts."""
+STAGE_RETRIES: Final = "pipeline.stage.retries"
+STAGE_CPU_TIME: Final = "pipeline.stage.cpu.time"
+"""Seconds of CPU of the process while the stage ran."""
+STAGE_MEMORY_PEAK: Final = "pipeline.stage.memory.peak"
+"""Bytes: peak resident size of the process up to the end of the stage."""
+
+# --- span attributes: operation and dataset ---------------------------------------------------
+
+OPERATION: Final = "operation"
+"""Such as ``pandas.merge``; from a closed set, so that it may stand on a metric point."""
+ROWS_IN: Final = "pipeline.operation.rows.in"
+ROWS_OUT: Final = "pipeline.operation.rows.out"
+DATASET_URI: Final = "pipeline.dataset.uri"
+"""Without credentials, query string or literals."""
+DATASET_DIRECTION: Final = "pipeline.dataset.direction"
+"""``in`` or ``out``."""
+DATASET_ROWS: Final = "pipeline.dataset.rows"
+DATASET_BYTES: Final = "pipeline.dataset.bytes"
+DATASET_FINGERPRINT: Final = "pipeline.dataset.schema.fingerprint"
+"""Hash of column names and types."""
+DATASET_NEWEST_EVENT: Final = "pipeline.dataset.newest_event.time"
+"""Newest value of the declared timestamp column; ISO 8601, UTC."""
+SPAN_ROLE: Final = "stagewatch.span.role"
+"""``detail`` on spans that may be held back, sampled or folded."""
+ROLE_DETAIL: Final = "detail"
+CODE_FUNCTION_NAME: Final = "code.function.name"
+CODE_FILE_PATH: Final = "code.file.path"
+CODE_LINE_NUMBER: Final = "code.line.number"
+ERROR_TYPE: Final = "error.type"
+URL_FULL: Final = "url.full"
+"""Without credentials, query string and fragment."""
+HTTP_RESEND_COUNT: Final = "http.request.resend_count"
+"""How often the request was tried again."""
+HTTP_REQUEST_BODY_SIZE: Final = "http.request.body.size"
+"""Bytes sent, as the header says."""
+HTTP_RESPONSE_BODY_SIZE: Final = "http.response.body.size"
+"""Bytes received, as the header says; else of the decoded body, where it was read at once."""
+
+# --- the standard's names beside ours, on run and stage spans only ----------------------------
+
+CICD_PIPELINE_NAME: Final = "cicd.pipeline.name"
+CICD_RUN_ID: Final = "cicd.pipeline.run.id"
+CICD_RESULT: Final = "cicd.pipeline.result"
+CICD_TASK_NAME: Final = "cicd.pipeline.task.name"
+CICD_TASK_RUN_ID: Final = "cicd.pipeline.task.run.id"
+CICD_TASK_RESULT: Final = "cicd.pipeline.task.run.result"
+
+# --- resource ---------------------------------------------------------------------------------
+
+SERVICE_NAME: Final = "service.name"
+SERVICE_NAMESPACE: Final = "service.namespace"
+SERVICE_INSTANCE_ID: Final = "service.instance.id"
+DEPLOYMENT_ENVIRONMENT: Final = "deployment.environment.name"
+
+METRIC_RESOURCE: Final = (SERVICE_NAMESPACE, SERVICE_NAME, DEPLOYMENT_ENVIRONMENT)
+"""What of the user's resource stands on ``pipeline.*`` metrics, beside the state directory's
+``service.instance.id``: whatever changes per run would start a new series per run."""
+
+# --- points -----------------------------------------------------------------------------------
+
+DIRECTION: Final = "direction"
+"""``in``, ``out`` or ``rejected``."""
+DATASET: Final = "dataset"
+"""Declared name of a dataset."""
+SIGNAL: Final = "signal"
+"""``traces``, ``metrics`` or ``logs``."""
+REASON: Final = "reason"
+"""Why telemetry was dropped; a closed set."""
+SOURCE: Final = "source"
+"""Who sends the point: ``recorder`` or ``sentinel``; their series never mix."""
+OWNER: Final = "owner"
+VERSION: Final = "version"
+
+POINT_ATTRIBUTES: Final = frozenset(
+    {
+        PIPELINE_NAME,
+        STAGE_NAME,
+        RUN_OUTCOME,
+        DIRECTION,
+        OPERATION,
+        DATASET,
+        ERROR_TYPE,
+        SIGNAL,
+        REASON,
+        SOURCE,
+    }
+)
+"""The closed list: nothing else becomes a label, but `OWNER` and `VERSION` on `INFO`."""
+
+
+class Metric(Struct, frozen=True):
+    """One instrument: what it is called, counts and may be split by."""
+
+    name: str
+    kind: str
+    """``counter``, ``histogram`` or ``gauge``."""
+    unit: str
+    description: str
+    attributes: tuple[str, ...] = ()
+    """Besides `PIPELINE_NAME` and `SOURCE`."""
+
+
+RUNS: Final = Metric(
+    "pipeline.runs", "counter", "{run}", "Runs that ended.", (RUN_OUTCOME, ERROR_TYPE)
+)
+RUN_DURATION: Final = Metric(
+    "pipeline.run.duration", "histogram", "s", "Duration of runs.", (RUN_OUTCOME,)
+)
+STAGE_DURATION: Final = Metric(
+    "pipeline.stage.duration",
+    "histogram",
+    "s",
+    "Duration of stage calls.",
+    (STAGE_NAME, RUN_OUTCOME),
+)
+RECORDS: Final = Metric(
+    "pipeline.records",
+    "counter",
+    "{record}",
+    "Records read, written and rejected.",
+    (STAGE_NAME, DIRECTION),
+)
+THROUGHPUT: Final = Metric(
+    "pipeline.stage.throughput",
+    "gauge",
+    "{record}/s",
+    "Records per second of the stage's last run.",
+    (STAGE_NAME,),
+)
+ERRORS: Final = Metric(
+    "pipeline.errors", "counter", "{error}", "Failed stage calls.", (STAGE_NAME, ERROR_TYPE)
+)
+ERROR_RATIO: Final = Metric(
+    "pipeline.stage.error.ratio",
+    "gauge",
+    "1",
+    "rejected / (out + rejected) of the stage's last run; 1 if it failed without counts.",
+    (STAGE_NAME,),
+)
+OPERATIONS: Final = Metric(
+    "pipeline.operations",
+    "counter",
+    "{operation}",
+    "Library calls, folded or not.",
+    (STAGE_NAME, OPERATION),
+)
+OPERATION_TIME: Final = Metric(
+    "pipeline.operation.time", "counter", "s", "Time in library calls.", (STAGE_NAME, OPERATION)
+)
+RETRIES: Final = Metric(
+    "pipeline.retries", "counter", "{retry}", "Requests tried again.", (STAGE_NAME,)
+)
+RUN_ACTIVE: Final = Metric("pipeline.run.active", "gauge", "{run}", "Runs under way.")
+LATENESS: Final = Metric(
+    "pipeline.run.lateness", "gauge", "s", "Seconds past the deadline, while running and after."
+)
+LAST_START: Final = Metric(
+    "pipeline.run.last_start.timestamp", "gauge", "s", "When the newest run started."
+)
+LAST_SUCCESS: Final = Metric(
+    "pipeline.run.last_success.timestamp", "gauge", "s", "When a run last ended well."
+)
+LAST_END: Final = Metric("pipeline.run.last_end.timestamp", "gauge", "s", "When a run last ended.")
+DEADLINE: Final = Metric(
+    "pipeline.run.deadline.timestamp", "gauge", "s", "Deadline of the newest run that has one."
+)
+HEARTBEAT: Final = Metric(
+    "pipeline.run.heartbeat.timestamp", "gauge", "s", "When the recorder last saw a run alive."
+)
+LAST_ACTIVITY: Final = Metric(
+    "pipeline.run.last_activity.timestamp", "gauge", "s", "When a run last recorded anything."
+)
+STAGE_CPU: Final = Metric(
+    "pipeline.stage.cpu.time", "counter", "s", "CPU time while a stage ran.", (STAGE_NAME,)
+)
+STAGE_MEMORY: Final = Metric(
+    "pipeline.stage.memory.peak",
+    "gauge",
+    "By",
+    "Peak resident size up to the stage's end, last run.",
+    (STAGE_NAME,),
+)
+NEWEST_EVENT: Final = Metric(
+    "pipeline.dataset.newest_event.timestamp",
+    "gauge",
+    "s",
+    "Newest event time seen in a declared dataset.",
+    (DATASET,),
+)
+INFO: Final = Metric("pipeline.info", "gauge", "1", "Always 1.", (OWNER, VERSION))
+TELEMETRY_RECORDED: Final = Metric(
+    "stagewatch.telemetry.recorded",
+    "counter",
+    "{item}",
+    "Items taken in from journals.",
+    (SIGNAL,),
+)
+TELEMETRY_SHIPPED: Final = Metric(
+    "stagewatch.telemetry.shipped", "counter", "{item}", "Items the backend accepted.", (SIGNAL,)
+)
+TELEMETRY_DROPPED: Final = Metric(
+    "stagewatch.telemetry.dropped",
+    "counter",
+    "{item}",
+    "Items lost or cut, by reason.",
+    (SIGNAL, REASON),
+)
+TELEMETRY_PENDING: Final = Metric(
+    "stagewatch.telemetry.pending", "gauge", "{item}", "Items that wait to be sent.", (SIGNAL,)
+)
+OVERHEAD: Final = Metric(
+    "stagewatch.overhead", "counter", "s", "CPU time spent in our code inside jobs.", ()
+)
+
+METRICS: Final = tuple(value for value in dict(globals()).values() if isinstance(value, Metric))
+"""All of them, in the order above."""

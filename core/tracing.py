@@ -1,0 +1,367 @@
+"""The current run and stage, and the one place that opens spans.
+
+Nothing here raises, and everything is a no-op until `start` was called: instrumentors and the
+user's ``with stage(…)`` need not ask. What is seen goes to a `Sink` (journal and status page).
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.trace import Span
+from opentelemetry.util.types import AttributeValue
+
+from stagewatch import recording as state
+from stagewatch import records, semconv
+from stagewatch.failures import fail_span, verdict
+from stagewatch.model import Outcome, Pipeline
+from stagewatch.recording import Counts, Recording, Run, thread
+from stagewatch.safety import report
+
+FULL_SPANS = 100
+"""Calls of one stage name in a run that get a span; the rest fold into a tally."""
+
+_STAGE_KEY = otel_context.create_key("stagewatch-stage")
+_get_current = otel_context.get_current
+_clock = time.time_ns
+_ticks = time.monotonic_ns
+
+before_stage_ends: list[Callable[[records.StageEnded], Mapping[str, AttributeValue]]] = []
+"""What each returns is set on the stage's span: an ended span takes nothing any more."""
+after_stage_ended: list[Callable[[], None]] = []
+"""Called when a stage is over: a moment at which a job does not mind a millisecond."""
+on_activity: list[Callable[[], None]] = []
+"""Called before a stage or an operation begins; whoever is done with it removes itself."""
+
+
+def current_run() -> Run | None:
+    """The run of this process, if one is recorded."""
+    return state.active.run if state.active else None
+
+
+def declared_pipeline() -> Pipeline | None:
+    """What is declared of this run's pipeline."""
+    return state.active.run.pipeline if state.active else None
+
+
+# --- stages -----------------------------------------------------------------------------------
+
+
+class OpenStage:
+    """A stage under way. In a process forked meanwhile it counts records, but ends nothing."""
+
+    __slots__ = (
+        "name",
+        "_active",
+        "_cell",
+        "_context",
+        "_counts",
+        "_cpu",
+        "_folded",
+        "_recording",
+        "_resumed",
+        "_span",
+        "_start",
+        "_started",
+        "_thread",
+        "_token",
+    )
+
+    def __init__(
+        self, recording: Recording, name: str, attributes: Mapping[str, AttributeValue] | None
+    ) -> None:
+        self.name = name
+        self._recording = recording
+        self._counts = Counts()
+        self._active = 0
+        self._cell: Any = None
+        self._span: Span | None = None
+        self._thread: list[OpenStage] | None = None
+        with recording.lock:
+            calls = recording.calls[name] = recording.calls.get(name, 0) + 1
+        self._folded = calls > FULL_SPANS
+        self._start = _clock()
+        self._cpu = _cpu_seconds(resource.getrusage(resource.RUSAGE_SELF))
+        context = _get_current()
+        if not self._folded:
+            context = self._open_span(context, attributes)
+        self._context = otel_context.set_value(_STAGE_KEY, self, context)
+        self._started = self._resumed = _ticks()
+        self._token: Any = otel_context.attach(self._context)
+        thread.recorded = 0
+
+    def _open_span(
+        self, context: otel_context.Context, attributes: Mapping[str, AttributeValue] | None
+    ) -> otel_context.Context:
+        recording, run = self._recording, self._recording.run
+        parent = trace.get_current_span(context).get_span_context()
+        if not parent.is_valid:  # a thread that was started around every hook
+            parent = run.span
+            context = run.context
+        known: dict[str, AttributeValue] = {
+            semconv.PIPELINE_NAME: run.pipeline.name,
+            semconv.RUN_ID: run.run_id,
+            semconv.STAGE_NAME: self.name,
+            semconv.CICD_PIPELINE_NAME: run.pipeline.name,
+            semconv.CICD_TASK_NAME: self.name,
+            **(attributes or {}),
+        }
+        span = recording.tracer.start_span(
+            self.name, context, attributes=known, start_time=self._start
+        )
+        span_context = span.get_span_context()
+        self._span = span
+        slot = recording.slot()
+        self._cell = recording.sink.cell("stage")
+        recording.sink.append(
+            records.StageStarted(
+                run.run_id,
+                span_context.trace_id.to_bytes(16, "big"),
+                span_context.span_id.to_bytes(8, "big"),
+                parent.span_id.to_bytes(8, "big"),
+                self.name,
+                self._start,
+                span_context.trace_flags.sampled,
+                self._cell.offset if self._cell else 0,
+                known,
+            )
+        )
+        self._show()
+        self._thread = thread.stages
+        self._thread.append(self)
+        if slot:
+            slot.show_stages(_offsets(self._thread), self._start)
+        return trace.set_span_in_context(span, context)
+
+    def records(
+        self, in_: int | None = None, out: int | None = None, rejected: int | None = None
+    ) -> None:
+        """Add records read, written and rejected to those of this stage."""
+        try:
+            self.count(
+                None if in_ is None else int(in_),
+                None if out is None else int(out),
+                0 if rejected is None else int(rejected),
+            )
+        except Exception as error:
+            report(error)
+
+    def count(self, in_: int | None, out: int | None, rejected: int = 0, retries: int = 0) -> None:
+        """What `records` does, for callers that are guarded themselves."""
+        recording = state.active
+        if recording is None:
+            return
+        if recording is not self._recording:
+            recording.folded_stage(self.name).add_counts(in_, out, rejected, retries)
+            return
+        with recording.lock:
+            self._counts.add(in_, out, rejected, retries)
+            self._show()
+
+    def suspend(self) -> None:
+        """No longer current: the generator that is this stage has yielded."""
+        if self._token is not None:
+            self._active += _ticks() - self._resumed
+            detach(self._token)
+            self._token = None
+
+    def resume(self) -> None:
+        """Current again: the generator goes on."""
+        if self._token is None:
+            self._resumed = _ticks()
+            self._token = otel_context.attach(
+                otel_context.set_value(
+                    _STAGE_KEY,
+                    self,
+                    trace.set_span_in_context(self._span) if self._span else None,
+                )
+            )
+
+    def leave(
+        self,
+        error: BaseException | None = None,
+        *,
+        frame_rows_in: int | None = None,
+        frame_rows_out: int | None = None,
+    ) -> None:
+        """End the stage; the rows count only for a side that nothing else has counted."""
+        try:
+            self.suspend()
+            if self._recording is state.active:
+                self._end(error, frame_rows_in, frame_rows_out)
+        except Exception as fault:
+            report(fault)
+
+    def _end(
+        self, error: BaseException | None, frame_rows_in: int | None, frame_rows_out: int | None
+    ) -> None:
+        recording, counts, span = self._recording, self._counts, self._span
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        end = self._start + _ticks() - self._started
+        outcome, error_type = verdict(error)
+        ended = records.StageEnded(
+            recording.run.run_id,
+            span.get_span_context().span_id.to_bytes(8, "big") if span else b"",
+            self.name,
+            self._start,
+            end,
+            outcome.value,
+            error_type,
+            counts.records_in if counts.records_in is not None else frame_rows_in,
+            counts.records_out if counts.records_out is not None else frame_rows_out,
+            counts.rejected,
+            counts.retries,
+            max(0.0, _cpu_seconds(usage) - self._cpu),
+            usage.ru_maxrss * 1024,
+            self._active / 1e9,
+        )
+        if span is None:
+            recording.folded_stage(self.name).add(ended)
+            return
+        for hook in before_stage_ends:
+            span.set_attributes(hook(ended))
+        span.set_attributes(
+            {
+                semconv.STAGE_CPU_TIME: ended.cpu_seconds,
+                semconv.STAGE_MEMORY_PEAK: ended.memory_peak,
+            }
+        )
+        if outcome is not Outcome.SUCCESS and error is not None:
+            fail_span(span, error, recorded=thread.recorded == id(error))
+            thread.recorded = id(error)
+        span.end(end)
+        recording.sink.append(ended)
+        self._hide()
+        for after in after_stage_ended:
+            after()
+
+    def _show(self) -> None:
+        if self._cell is not None and self._span is not None:
+            self._cell.store(self._span.get_span_context().span_id, *self._counts.fields())
+
+    def _hide(self) -> None:
+        recording = self._recording
+        if self._cell is not None:
+            with recording.lock:
+                recording.sink.release(self._cell)
+            self._cell = None
+        if self._thread is not None and self in self._thread:
+            self._thread.remove(self)
+            if self._thread is thread.stages and thread.slot:
+                thread.slot.show_stages(_offsets(self._thread), _clock())
+
+
+class _NoStage(OpenStage):
+    """Stands in where nothing is recorded."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        self.name = ""
+        self._token = None
+
+    def count(self, *_: Any, **__: Any) -> None: ...
+    def resume(self) -> None: ...
+    def leave(self, *_: Any, **__: Any) -> None: ...
+
+
+NO_STAGE = _NoStage()
+
+
+def enter(name: str, attributes: Mapping[str, AttributeValue] | None = None) -> OpenStage:
+    """Open the stage *name* and make it current in this context."""
+    recording = state.active
+    if recording is None:
+        return NO_STAGE
+    try:
+        for hook in tuple(on_activity):
+            hook()
+        return OpenStage(recording, name, attributes)
+    except Exception as error:
+        report(error)
+        return NO_STAGE
+
+
+def current_stage() -> OpenStage | None:
+    """The innermost stage of this thread or task, if any."""
+    stage = _get_current().get(_STAGE_KEY)
+    return stage if isinstance(stage, OpenStage) else None
+
+
+def add_records(in_: int | None = None, out: int | None = None, rejected: int = 0) -> None:
+    """Count records for the innermost stage, else for the run."""
+    _add(in_, out, rejected, 0)
+
+
+def retried(count: int = 1) -> None:
+    """Count requests that the current stage tried again."""
+    _add(None, None, 0, count)
+
+
+def _add(in_: int | None, out: int | None, rejected: int, retries: int) -> None:
+    recording = state.active
+    if recording is None:
+        return
+    try:
+        stage = current_stage()
+        if stage is not None:
+            stage.count(in_, out, rejected, retries)
+        else:
+            recording.add(in_, out, rejected, retries)
+    except Exception as error:
+        report(error)
+
+
+def stage(name: str | Callable[..., Any] | None = None) -> Any:
+    """A stage as a block or around a function.
+
+    ``with stage("load") as s: s.records(out=n, rejected=m)``, ``@stage`` (named after the
+    function) or ``@stage("load")``. Without an SDK it does nothing.
+    """
+    if callable(name):
+        return _Stage(name.__name__)(name)
+    return _Stage(name)
+
+
+class _Stage:
+    """Context manager and decorator; one object may serve many calls, nested ones too."""
+
+    def __init__(self, name: str | None) -> None:
+        self._name = name
+        self._open: list[OpenStage] = []
+
+    def __enter__(self) -> OpenStage:
+        opened = enter(self._name or "stage")
+        self._open.append(opened)
+        return opened
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: object
+    ) -> None:
+        self._open.pop().leave(error)
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        from stagewatch.instrumentation.functions import wrap  # only its users pay for it
+
+        return wrap(function, self._name or function.__name__)
+
+
+def detach(token: Any) -> None:
+    """Make the context before the one of *token* current again, where it still can be."""
+    # opentelemetry.context.detach logs an error when a generator ends in another context.
+    with suppress(ValueError):
+        token.var.reset(token)
+
+
+def _offsets(stages: list[OpenStage]) -> list[int]:
+    return [stage._cell.offset if stage._cell else 0 for stage in stages]
+
+
+def _cpu_seconds(usage: resource.struct_rusage) -> float:
+    return usage.ru_utime + usage.ru_stime

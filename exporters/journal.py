@@ -1,0 +1,238 @@
+"""The journal: the append-only record of one process, written before anything is sent.
+
+Preallocated shared-memory segments (``KEY.0.journal``, ``KEY.1.journal``, …): an append is a copy,
+not a system call, and survives any death of the process. A frame is length, CRC-32 and body; its
+body is stored first, so that what is not whole does not fit its checksum.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from struct import Struct
+from typing import Final
+
+from stagewatch.exporters.memory import Memory
+from stagewatch.exporters.page import Cell, PageWriter, ThreadSlot, Words
+from stagewatch.records import Record, encode
+
+FRAME: Final = Struct("=II")
+ROLLED: Final = 0xFFFFFFFF
+"""In place of a length: the journal goes on in the next segment."""
+FIRST_SEGMENT: Final = 1 << 16
+LAST_SEGMENT: Final = 1 << 22
+_RETRY_SECONDS: Final = 1.0
+
+
+def segment_path(directory: Path, key: str, number: int) -> Path:
+    """Where segment *number* of the journal *key* is."""
+    return directory / f"{key}.{number}.journal"
+
+
+def page_path(directory: Path, key: str) -> Path:
+    """Where the status page of the process with the journal *key* is."""
+    return directory / f"{key}.page"
+
+
+def start_ticks(pid: int | str = "self") -> int:
+    """When a process started, in clock ticks since boot; OSError if there is no such process."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return int(file.read().rsplit(b")", 1)[1].split()[19])
+
+
+def pid_namespace() -> int:
+    """Inode of this process's PID namespace."""
+    return os.stat("/proc/self/ns/pid").st_ino
+
+
+def host_id() -> str:
+    """Of this machine or container: what tells its processes from another's."""
+    for path in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
+        try:
+            with open(path) as file:
+                if found := file.read().strip():
+                    return found
+        except OSError:
+            continue
+    return os.uname().nodename
+
+
+def boot_id() -> str:
+    """Changes with every boot; empty where the kernel does not tell."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def new_key() -> str:
+    """``PID.TICKS.RANDOM``: never given twice, unlike a pid or an inode."""
+    return f"{os.getpid()}.{start_ticks()}.{os.urandom(4).hex()}"
+
+
+class JournalWriter:
+    """Journal and status page of this process. Raises OSError where they cannot be made.
+
+    `append` never raises for want of space: what does not fit is counted in the page.
+    """
+
+    def __init__(
+        self, directory: Path, key: str, *, max_bytes: int, copy_on_write: bool = False
+    ) -> None:
+        self.key = key
+        self.directory = directory
+        # Re-entrant: a signal handler or a finalizer of the user's may record while we do.
+        self.lock = threading.RLock()
+        self.page = PageWriter(
+            page_path(directory, key),
+            int(key.split(".")[1]),
+            pid_namespace(),
+            copy_on_write=copy_on_write,
+        )
+        self._max_bytes = max_bytes
+        self._copy_on_write = copy_on_write
+        self._segments: list[tuple[Path, int]] = []
+        self._position = 0
+        self._dropped = [0, 0, 0, 0]
+        self._refused_until = 0.0
+        self._refusal = Words.DROPPED_DISK
+        self._is_rolling = False
+        self._number = 0
+        self._memory = self._new_segment(0, _capacity(0, 0))
+        self._buffer = self._memory.buffer
+        self._limit = self._memory.size - FRAME.size
+        self._at = 0
+
+    def append(self, record: Record) -> None:
+        """Write one record; it is in the kernel's hands when this returns."""
+        body = encode(record)
+        size = len(body)
+        with self.lock:
+            # Signal handlers run where something is called: up to `self._at = end` nothing is,
+            # and so no append of a handler's can get the same place.
+            at = self._at
+            end = at + 8 + size
+            while end > self._limit:
+                if not self._make_room(size):
+                    return
+                at = self._at
+                end = at + 8 + size
+            memory, buffer = self._memory, self._buffer
+            self._at = end
+            buffer[at + 8 : end] = body
+            _pack_frame(buffer, at, size, zlib.crc32(body))
+            if self._copy_on_write and not memory.publish(at, end):
+                self._at = at
+                self.drop(Words.DROPPED_DISK)
+                return
+            self._position += 8 + size
+            self.page.set(Words.JOURNAL_POSITION, self._position)
+
+    def drop(self, reason: int) -> None:
+        """Count a record that is lost: one of `Words`' ``DROPPED_…``."""
+        with self.lock:
+            self._dropped[reason] += 1
+            self.page.set(reason, self._dropped[reason])
+
+    def cell(self, kind: str) -> Cell | None:
+        """See `PageWriter.cell`."""
+        with self.lock:
+            return self.page.cell(kind)
+
+    def release(self, cell: Cell) -> None:
+        """See `PageWriter.release`."""
+        self.page.release(cell)
+
+    def run_cell(self) -> Cell:
+        """Counters of what belongs to no stage."""
+        return self.page.run
+
+    def thread_slot(self) -> ThreadSlot | None:
+        """See `PageWriter.thread_slot`."""
+        with self.lock:
+            return self.page.thread_slot(threading.get_ident())
+
+    def _make_room(self, size: int) -> bool:
+        now = time.monotonic()
+        if self._is_rolling or now < self._refused_until:
+            self.drop(self._refusal)
+            return False
+        # The recorder deletes a segment once it has taken it in.
+        self._segments = [(path, held) for path, held in self._segments if path.exists()]
+        capacity = _capacity(self._number + 1, size)
+        if sum(held for _, held in self._segments) + capacity > self._max_bytes:
+            self._refuse(Words.DROPPED_CAP, now)
+            return False
+        self._is_rolling = True
+        try:
+            self._roll(capacity)
+        except OSError:
+            self._refuse(Words.DROPPED_DISK, now)
+            return False
+        finally:
+            self._is_rolling = False
+        return True
+
+    def _refuse(self, reason: int, now: float) -> None:
+        self._refusal = reason
+        self._refused_until = now + _RETRY_SECONDS
+        self.drop(reason)
+
+    def _roll(self, capacity: int) -> None:
+        fresh = self._new_segment(self._number + 1, capacity)
+        # Straight on, without a call: a signal handler's append sees the old segment or the new.
+        memory, buffer, at = self._memory, self._buffer, self._at
+        self._memory, self._buffer = fresh, fresh.buffer
+        self._number += 1
+        self._limit = fresh.size - 8
+        self._at = 0
+        _pack_frame(buffer, at, ROLLED, 0)  # `_limit` left room for it
+        if self._copy_on_write:
+            memory.publish(at, at + FRAME.size)
+
+    def _new_segment(self, number: int, capacity: int) -> Memory:
+        path = segment_path(self.directory, self.key, number)
+        memory = Memory(path, capacity, copy_on_write=self._copy_on_write)
+        self._segments.append((path, capacity))
+        return memory
+
+
+def _capacity(number: int, size: int) -> int:
+    """Bytes of segment *number*, which has to hold a body of *size*."""
+    capacity = min(FIRST_SEGMENT << number, LAST_SEGMENT)
+    while capacity < size + 2 * FRAME.size:
+        capacity *= 2
+    return capacity
+
+
+_pack_frame: Callable[[memoryview, int, int, int], None] = FRAME.pack_into
+
+
+def read_frames(segment: bytes | memoryview, offset: int) -> Iterator[tuple[bytes, int]]:
+    """Bodies of the whole frames from *offset* on, each with the offset behind it.
+
+    Ends at the first frame that is not whole; `is_rolled` says whether another segment follows.
+    """
+    while offset + FRAME.size <= len(segment):
+        size, checksum = FRAME.unpack_from(segment, offset)
+        end = offset + FRAME.size + size
+        if size in (0, ROLLED) or end > len(segment):
+            return
+        body = bytes(segment[offset + FRAME.size : end])
+        if zlib.crc32(body) != checksum:
+            return
+        yield body, end
+        offset = end
+
+
+def is_rolled(segment: bytes | memoryview, offset: int) -> bool:
+    """Whether the journal goes on in the next segment at *offset*."""
+    if offset + FRAME.size > len(segment):
+        return False
+    return bool(FRAME.unpack_from(segment, offset)[0] == ROLLED)

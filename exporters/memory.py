@@ -1,0 +1,88 @@
+"""Files as memory that outlives the process, without a descriptor in the user's process.
+
+`mmap.mmap` keeps a duplicate descriptor (until 3.13), whose number a user's ``closerange`` frees
+and a user's file may then get; so the mapping is made by libc itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import weakref
+from pathlib import Path
+
+_PROT_READ_WRITE = 3
+_MAP_SHARED = 1
+_FAILED = ctypes.c_void_p(-1).value
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_mmap = _libc.mmap
+_mmap.restype = ctypes.c_void_p
+_mmap.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_long,
+]
+_munmap = _libc.munmap
+_munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+
+
+class Memory:
+    """A new file of a fixed size, written through `buffer`.
+
+    Raises OSError: FileExistsError, or ENOSPC now rather than a SIGBUS at the first store.
+    """
+
+    def __init__(self, path: Path, size: int, *, copy_on_write: bool = False) -> None:
+        self.path = path
+        self.size = size
+        self.copy_on_write = copy_on_write
+        """On btrfs or zfs preallocation reserves nothing: there `publish` writes the bytes."""
+        descriptor = os.open(
+            path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+        )
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+            self.buffer = _private(size) if copy_on_write else _shared(descriptor, size)
+        except BaseException:
+            os.unlink(path)
+            raise
+        finally:
+            os.close(descriptor)
+
+    def publish(self, start: int, end: int) -> bool:
+        """Write ``buffer[start:end]`` to the file, where it is not the file's own memory.
+
+        False where there is no space for it.
+        """
+        try:
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                return os.pwrite(descriptor, self.buffer[start:end], start) == end - start
+            finally:
+                os.close(descriptor)
+        except OSError:
+            return False
+
+
+def _private(size: int) -> memoryview:
+    return memoryview(bytearray(size))
+
+
+def _shared(descriptor: int, size: int) -> memoryview:
+    address = _map(descriptor, size)
+    pages = (ctypes.c_char * size).from_address(address)
+    # Unmapped with the last view of it: an interrupted writer may still hold one.
+    weakref.finalize(pages, _munmap, address, size).atexit = False
+    return memoryview(pages).cast("B")
+
+
+def _map(descriptor: int, size: int) -> int:
+    address = _mmap(None, size, _PROT_READ_WRITE, _MAP_SHARED, descriptor, 0)
+    if address is None or address == _FAILED:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return int(address)

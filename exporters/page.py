@@ -1,0 +1,280 @@
+"""The status page: one small shared-memory file per process, which survives its death.
+
+A store costs no system call, and the recorder reads it while the job holds the GIL. Everything
+that has more than one word stands there twice, written in turn between two equal sequence
+numbers, so that one copy is whole even if the writer dies inside the other.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from struct import Struct
+from typing import Final, NamedTuple
+
+from stagewatch.exporters.memory import Memory
+from stagewatch.measures import DURATION_BUCKETS
+
+SIZE: Final = 1 << 16
+MAGIC: Final = b"SWPAGE1\0"
+
+# "@" packs an aligned word in one store, "<" byte by byte.
+_HEADER: Final = Struct("@8sQQQ")  # magic, pid, start ticks, PID namespace
+_WORD: Final = Struct("@Q")
+_WORDS_AT: Final = 64
+_set_word: Final = _WORD.pack_into
+THREADS: Final = 16
+STACK: Final = 8
+_THREAD: Final = Struct("@" + "Q" * (STACK + 6))
+_OPERATION: Final = Struct("@QQQQ")
+_THREADS_AT: Final = 256
+_OPERATIONS_AT: Final = _THREADS_AT + THREADS * 2 * _THREAD.size
+_RUN_CELL_AT: Final = 6144
+
+LAYOUTS: Final[dict[str, tuple[str, ...]]] = {
+    "run": ("records_in", "records_out", "records_rejected", "retries", "counted"),
+    "stage": (
+        "span_id",
+        "records_in",
+        "records_out",
+        "records_rejected",
+        "retries",
+        "counted",
+    ),
+    "operation": ("calls", "nanoseconds", "rows_in", "rows_out"),
+    "folded_stage": (
+        "calls",
+        "failed",
+        "nanoseconds",
+        "active_nanoseconds",
+        "cpu_nanoseconds",
+        "memory_peak",
+        "records_in",
+        "records_out",
+        "records_rejected",
+        "retries",
+        "counted",
+        *(f"bucket_{number}" for number in range(len(DURATION_BUCKETS) + 1)),
+    ),
+}
+"""Fields of a cell, all unsigned. ``counted``: bit 0 = ``records_in`` is known, bit 1 =
+``records_out``; a count that nobody made is not 0."""
+
+# A strongly ordered machine shows the stores in their order, and the sequence numbers suffice.
+_CHECKED: Final = os.uname().machine not in {"x86_64", "AMD64", "i386", "i686"}
+_STRUCTS: Final = {kind: Struct("@" + "Q" * (len(names) + 3)) for kind, names in LAYOUTS.items()}
+
+
+class Words:
+    """Numbers of the single words in the header, each changed by one store."""
+
+    JOURNAL_POSITION: Final = 0
+    """Bytes appended to the journal so far; the recorder polls this instead of the file."""
+    DROPPED_DISK: Final = 1
+    DROPPED_CAP: Final = 2
+    DROPPED_ERROR: Final = 3
+    OVERHEAD: Final = 4
+    """Nanoseconds of CPU spent in our code, as far as it is accounted."""
+    LAST_ACTIVITY: Final = 5
+    """Nanoseconds since the epoch."""
+
+
+class Cell:
+    """Counters of one thing. `store` is called under the writer's lock."""
+
+    __slots__ = ("_first", "_memory", "_number", "_pack", "_size", "kind", "offset")
+
+    def __init__(self, memory: Memory, kind: str, offset: int, number: int = 0) -> None:
+        layout = _STRUCTS[kind]
+        self.kind = kind
+        self.offset = offset
+        self._memory = memory
+        self._number = number
+        self._size = layout.size
+        self._pack = layout.pack_into
+
+    def store(self, *values: int) -> None:
+        """Replace all fields, in the order of `LAYOUTS`."""
+        number = self._number = self._number + 1
+        at = self.offset + self._size * (number & 1)
+        check = _checksum(values) if _CHECKED else 0
+        self._pack(self._memory.buffer, at, number, *values, check, number)
+        if self._memory.copy_on_write:
+            self._memory.publish(at, at + self._size)
+
+
+class ThreadSlot:
+    """What one thread is doing."""
+
+    __slots__ = ("_memory", "_number", "_operations", "_operations_at", "_thread", "_threads_at")
+
+    def __init__(self, memory: Memory, index: int, thread: int) -> None:
+        self._memory = memory
+        self._thread = thread
+        self._threads_at = _THREADS_AT + index * 2 * _THREAD.size
+        self._operations_at = _OPERATIONS_AT + index * 2 * _OPERATION.size
+        self._number = 0
+        self._operations = 0
+
+    def show_stages(self, cells: list[int], now: int) -> None:
+        """Offsets of the cells of the open stages, outermost first."""
+        number = self._number = self._number + 1
+        at = self._threads_at + _THREAD.size * (number & 1)
+        shown = (cells + [0] * STACK)[:STACK]
+        values = (self._thread, len(cells), now, *shown)
+        check = _checksum(values) if _CHECKED else 0
+        _THREAD.pack_into(self._memory.buffer, at, number, *values, check, number)
+        if self._memory.copy_on_write:
+            self._memory.publish(at, at + _THREAD.size)
+
+    def show_operation(self, name: int, start: int) -> None:
+        """Number of the open operation's name and its start; 0, 0 when it is over."""
+        number = self._operations = self._operations + 1
+        at = self._operations_at + _OPERATION.size * (number & 1)
+        _OPERATION.pack_into(self._memory.buffer, at, number, name, start, number)
+        if self._memory.copy_on_write:
+            self._memory.publish(at, at + _OPERATION.size)
+
+
+class PageWriter:
+    """The page of this process. Raises OSError where the file cannot be made."""
+
+    def __init__(
+        self, path: Path, ticks: int, pid_namespace: int, *, copy_on_write: bool = False
+    ) -> None:
+        self._memory = Memory(path, SIZE, copy_on_write=copy_on_write)
+        self._buffer = self._memory.buffer
+        self._copy_on_write = copy_on_write
+        _HEADER.pack_into(self._buffer, 0, MAGIC, os.getpid(), ticks, pid_namespace)
+        if copy_on_write:
+            self._memory.publish(0, _HEADER.size)
+        self._end = _RUN_CELL_AT
+        self._free: dict[str, list[Cell]] = {}
+        self._slots = 0
+        self.run = Cell(self._memory, "run", _RUN_CELL_AT)
+        self._end += 2 * _STRUCTS["run"].size
+
+    def cell(self, kind: str) -> Cell | None:
+        """A cell for *kind*, or None when the page is full."""
+        free = self._free.get(kind)
+        if free:
+            return free.pop()
+        size = 2 * _STRUCTS[kind].size
+        if self._end + size > SIZE:
+            return None
+        offset, self._end = self._end, self._end + size
+        return Cell(self._memory, kind, offset)
+
+    def release(self, cell: Cell) -> None:
+        """Give *cell* to the next of its kind; what it shows is named by its ``span_id``."""
+        self._free.setdefault(cell.kind, []).append(cell)
+
+    def thread_slot(self, thread: int) -> ThreadSlot | None:
+        """A slot for a thread, or None when as many as fit have been given out."""
+        if self._slots == THREADS:
+            return None
+        self._slots += 1
+        return ThreadSlot(self._memory, self._slots - 1, thread)
+
+    def set_position(self, value: int) -> None:
+        """`set` for the journal's position, on the hot path."""
+        _set_word(self._buffer, _WORDS_AT, value)
+        if self._copy_on_write:
+            self._memory.publish(_WORDS_AT, _WORDS_AT + 8)
+
+    def set(self, word: int, value: int) -> None:
+        """Change one of `Words`."""
+        at = _WORDS_AT + 8 * word
+        _WORD.pack_into(self._buffer, at, value)
+        if self._memory.copy_on_write:
+            self._memory.publish(at, at + 8)
+
+
+# --- reading ----------------------------------------------------------------------------------
+
+
+class OpenThread(NamedTuple):
+    """One thread as the page shows it."""
+
+    thread: int
+    stages: tuple[int, ...]
+    """Offsets of the cells of its open stages, outermost first; 0 where a stage had no cell."""
+    since: int
+    operation: int
+    """Number of the open operation's name (`NameDefined`), 0 if none."""
+    operation_start: int
+
+
+class PageReader:
+    """Reads a page of another, perhaps dead, process out of any buffer that holds it.
+
+    Raises ValueError if the buffer is no page.
+    """
+
+    def __init__(self, buffer: memoryview | bytes) -> None:
+        if len(buffer) < SIZE:
+            raise ValueError(f"a status page has {SIZE} bytes, this one {len(buffer)}")
+        self._buffer = buffer
+        magic, self.pid, self.ticks, self.pid_namespace = _HEADER.unpack_from(buffer, 0)
+        if magic != MAGIC:
+            raise ValueError(f"no status page: it begins with {magic!r}")
+
+    def word(self, number: int) -> int:
+        """One of `Words`."""
+        value: int = _WORD.unpack_from(self._buffer, _WORDS_AT + 8 * number)[0]
+        return value
+
+    def cell(self, kind: str, offset: int) -> dict[str, int] | None:
+        """Fields by name, or None if nothing was ever stored there."""
+        layout = _STRUCTS[kind]
+        if offset < _RUN_CELL_AT or offset + 2 * layout.size > SIZE:
+            return None
+        values = self._newest(layout, offset)
+        if values is None:
+            return None
+        return dict(zip(LAYOUTS[kind], values[1:-2], strict=True))
+
+    def run(self) -> dict[str, int] | None:
+        """The counters that belong to no stage."""
+        return self.cell("run", _RUN_CELL_AT)
+
+    def threads(self) -> Iterator[OpenThread]:
+        """Threads that showed anything."""
+        for index in range(THREADS):
+            values = self._newest(_THREAD, _THREADS_AT + index * 2 * _THREAD.size)
+            operation = self._newest(
+                _OPERATION, _OPERATIONS_AT + index * 2 * _OPERATION.size, checked=False
+            )
+            if values is None and operation is None:
+                continue
+            thread, depth, since = values[1:4] if values else (0, 0, 0)
+            stages = values[4 : 4 + min(depth, STACK)] if values else ()
+            name, start = operation[1:3] if operation else (0, 0)
+            yield OpenThread(thread, stages, since, name, start)
+
+    def _newest(
+        self, layout: Struct, offset: int, *, checked: bool = True
+    ) -> tuple[int, ...] | None:
+        for _ in range(1000):
+            best: tuple[int, ...] | None = None
+            for at in (offset, offset + layout.size):
+                # Tail first, head last: the writer goes the other way round.
+                (tail,) = _WORD.unpack_from(self._buffer, at + layout.size - 8)
+                values = layout.unpack_from(self._buffer, at)
+                (head,) = _WORD.unpack_from(self._buffer, at)
+                whole = tail and values[0] == values[-1] == tail == head
+                if whole and checked and _CHECKED and values[-2] != _checksum(values[1:-2]):
+                    whole = False
+                if whole and (best is None or values[0] > best[0]):
+                    best = values
+            if best is not None:
+                return best
+            if not any(self._buffer[offset : offset + 2 * layout.size]):
+                return None
+        return None
+
+
+def _checksum(values: tuple[int, ...]) -> int:
+    return zlib.crc32(repr(values).encode())

@@ -1,0 +1,25 @@
+"""The process beside the jobs: journals to history, history to OTLP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def run_in_process(
+    state: Path, room: Path, environ: Mapping[str, str], deadline_seconds: float
+) -> None:
+    """What a recorder would do, where none can outlive this process: see `indoors.run_in_process`.
+
+    For the last moments of a process; never raises an Exception.
+    """
+    from stagewatch.exporters.recorder import indoors
+
+    indoors.run_in_process(state, room, environ, deadline_seconds)
+
+
+def take_in_all(state: Path, room: Path) -> bool:
+    """Bring the history up to date for who is about to read it: see `indoors.take_in_all`."""
+    from stagewatch.exporters.recorder import indoors
+
+    return indoors.take_in_all(state, room)

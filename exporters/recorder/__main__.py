@@ -1,0 +1,98 @@
+"""``python -m stagewatch.exporters.recorder STATE ROOM SOCKET STARTS``: started by `spawn` only."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+from stagewatch.exporters.recorder.door import Door
+from stagewatch.exporters.recorder.loop import Recorder
+from stagewatch.exporters.recorder.watch import Watch
+from stagewatch.exporters.state import remember_settings
+from stagewatch.safety import guarded, report
+
+_FLUSH_SECONDS: Final = 5.0
+_LOG_BYTES: Final = 1 << 18
+
+
+def main() -> None:
+    """Be the recorder of a room until nobody needs it; exits, but by a signal, with status 0."""
+    state, room, listening = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    if "detach" in sys.argv and os.fork():
+        os._exit(0)
+    _settle(state)
+    try:
+        _record(state, room, listening)
+    except Exception as error:
+        report(error)
+    os._exit(0)  # threads of the exporters may hang in a dead network
+
+
+def _record(state: Path, room: Path, listening: int) -> None:
+    epoll = select.epoll()
+    door = Door(room, epoll)
+    callers = door.take_over(listening)
+    if callers is None:
+        return
+    # Only who is the recorder loads the rest, and opens the history.
+    from stagewatch.config import load_or_default
+    from stagewatch.exporters.recorder.ingest import open_intake
+
+    remember_settings(room, os.environ)
+    idle = load_or_default(os.environ, Path("/"))[0].settings.recorder_idle
+    intake = open_intake(state, room, os.environ)
+    watch = Watch(room, intake, epoll)
+    recorder = Recorder(room, intake, door, watch, epoll)
+
+    def stop(*_: object) -> None:
+        recorder.is_stopped = True
+
+    signal.signal(signal.SIGTERM, stop)
+    gc.collect()
+    gc.freeze()
+    try:
+        recorder.run(callers, idle)
+    finally:
+        watch.close()
+        intake.stop(_FLUSH_SECONDS)
+        door.close()  # last: the next recorder begins where this one ended
+
+
+def _settle(state: Path) -> None:
+    """Be a good neighbour: deaf to the terminal, first to go when memory runs out."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    os.umask(0o077)
+    with guarded:
+        _log_into(state / "recorder.log")
+    with guarded, open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
+    for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE):
+        with guarded:
+            _, most = resource.getrlimit(limit)
+            resource.setrlimit(limit, (most, most))
+
+
+def _log_into(path: Path) -> None:
+    """Our own lines only: what exporters log may quote a backend's answer."""
+    if path.exists() and path.stat().st_size > _LOG_BYTES:
+        path.rename(path.with_suffix(".log.1"))
+    handler = logging.FileHandler(path, delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)sZ %(process)d %(message)s"))
+    logging.Formatter.converter = time.gmtime
+    logger = logging.getLogger("stagewatch")
+    logger.addHandler(handler)
+    logger.propagate = False
+    logging.getLogger().addHandler(logging.NullHandler())
+
+
+if __name__ == "__main__":
+    main()

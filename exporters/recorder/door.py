@@ -1,0 +1,205 @@
+"""The recorder's side of ``ROOM/alive`` and ``ROOM/sock``: who is there, and what they bring."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from msgspec import Struct, field
+
+from stagewatch.exporters.recorder.start import (
+    ALIVE_BYTE,
+    ELECTION_BYTE,
+    QUEUE,
+    SYNC,
+    SYNCED,
+    try_lock,
+    unlock,
+)
+from stagewatch.safety import report
+
+_LONGEST_MESSAGE: Final = 1 << 16
+_LEAVING_SECONDS: Final = 10.0
+"""How long a predecessor may take to leave."""
+
+
+class Caller(Struct, frozen=True):
+    """One message through the door."""
+
+    key: str = ""
+    """Of the journal of the process that calls; empty if it only asks."""
+    pidfd: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    """``OTEL_EXPORTER_OTLP_*HEADERS`` as that process has them."""
+    asks: socket.socket | None = None
+    """Waits until all journals are read."""
+
+    def answer(self) -> None:
+        """Tell a process that asks that all is read."""
+        if self.asks is not None:
+            with self.asks, suppress(OSError):
+                self.asks.send(SYNCED)
+
+
+class Door:
+    """Lock and socket of a room; its descriptors are polled with *epoll*. Raises OSError."""
+
+    def __init__(self, room: Path, epoll: select.epoll) -> None:
+        self._room = room
+        self._epoll = epoll
+        self._alive = os.open(room / "alive", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._listening: socket.socket | None = None
+        self._visitors: dict[int, socket.socket] = {}
+
+    def try_life(self) -> bool:
+        """Be the one who may read the journals of this room; False if somebody else is."""
+        return try_lock(self._alive, ALIVE_BYTE)
+
+    def take_over(self, listening: int) -> list[Caller] | None:
+        """Become the recorder of this room; whoever waited at the socket *listening* is returned.
+
+        None if another recorder is it and goes on: our callers are passed on to it.
+        """
+        self._listen(socket.socket(fileno=listening))
+        until = time.monotonic() + _LEAVING_SECONDS
+        place = self._place()
+        while not self.try_life():
+            # It is leaving, or reads for a report, unless it has put its own socket over ours.
+            if time.monotonic() > until or self._place() != place:
+                self._pass_on(self.callers())
+                return None
+            time.sleep(0.02)
+        return self.reopen()
+
+    def reopen(self) -> list[Caller]:
+        """Listen under the one name, whatever was there; returns who came until then."""
+        temporary = f"sock.{os.getpid()}"
+        until = time.monotonic() + 1.0
+        while not try_lock(self._alive, ELECTION_BYTE) and time.monotonic() < until:
+            time.sleep(0.001)
+        directory = os.open(self._room, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fresh = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            os.fchmod(fresh.fileno(), 0o600)
+            (self._room / temporary).unlink(missing_ok=True)
+            fresh.bind(f"/proc/self/fd/{directory}/{temporary}")
+            fresh.listen(QUEUE)
+            os.rename(temporary, "sock", src_dir_fd=directory, dst_dir_fd=directory)
+        finally:
+            os.close(directory)
+            unlock(self._alive, ELECTION_BYTE)
+        came = self.callers()
+        self._stop_listening()
+        self._listen(fresh)
+        return came
+
+    def leave(self) -> list[Caller]:
+        """Take the name away, so that nobody else comes; returns who came before that."""
+        (self._room / "sock").unlink(missing_ok=True)
+        return self.callers()
+
+    def close(self) -> None:
+        """Leave the room to the next."""
+        self._stop_listening()
+        for visitor in self._visitors.values():
+            visitor.close()
+        os.close(self._alive)
+
+    def is_ours(self, descriptor: int) -> bool:
+        """Whether a descriptor that *epoll* names is the door's."""
+        listening = self._listening.fileno() if self._listening else -1
+        return descriptor == listening or descriptor in self._visitors
+
+    def callers(self) -> list[Caller]:
+        """Everybody whose message is there."""
+        while self._listening is not None:
+            try:
+                visitor, _ = self._listening.accept()
+            except OSError:  # nobody else, or no descriptor left: then later
+                break
+            visitor.setblocking(False)
+            self._visitors[visitor.fileno()] = visitor
+            self._epoll.register(visitor.fileno(), select.EPOLLIN)
+        heard = (self._hear(descriptor) for descriptor in list(self._visitors))
+        return [caller for caller in heard if caller is not None]
+
+    def has_visitors(self) -> bool:
+        """Whether anybody is connected who has said nothing yet."""
+        return bool(self._visitors)
+
+    def _hear(self, descriptor: int) -> Caller | None:
+        visitor = self._visitors[descriptor]
+        pidfds: list[int] = []
+        message = b""
+        try:
+            message, pidfds, _, _ = socket.recv_fds(visitor, _LONGEST_MESSAGE, 1)
+        except BlockingIOError:
+            return None
+        except OSError:
+            pass
+        self._epoll.unregister(descriptor)
+        del self._visitors[descriptor]
+        if message == SYNC:
+            return Caller(asks=visitor)
+        visitor.close()
+        return _understood(message, pidfds[0] if pidfds else None)
+
+    def _pass_on(self, callers: list[Caller]) -> None:
+        for caller in callers:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+                directory = os.open(self._room, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    connection.connect(f"/proc/self/fd/{directory}/sock")
+                    message = caller.key.encode() + b"\0" + msgspec.json.encode(caller.headers)
+                    pidfds = [] if caller.pidfd is None else [caller.pidfd]
+                    if caller.key:
+                        socket.send_fds(connection, [message], pidfds)
+                except OSError as error:
+                    report(error)
+                finally:
+                    os.close(directory)
+
+    def _listen(self, listening: socket.socket) -> None:
+        listening.setblocking(False)
+        self._listening = listening
+        self._epoll.register(listening.fileno(), select.EPOLLIN)
+
+    def _stop_listening(self) -> None:
+        if self._listening is not None:
+            self._epoll.unregister(self._listening.fileno())
+            self._listening.close()
+            self._listening = None
+
+    def _place(self) -> int:
+        try:
+            return (self._room / "sock").stat().st_ino
+        except OSError:
+            return 0
+
+
+def is_key(text: str) -> bool:
+    """Whether this is ``PID.TICKS.RANDOM``, and so no path to somewhere else."""
+    pid, _, rest = text.partition(".")
+    ticks, _, random = rest.partition(".")
+    return pid.isdecimal() and ticks.isdecimal() and random.isalnum()
+
+
+def _understood(message: bytes, pidfd: int | None) -> Caller | None:
+    key, _, headers = message.partition(b"\0")
+    try:
+        text = key.decode("ascii")
+        if is_key(text):
+            return Caller(
+                text, pidfd, msgspec.json.decode(headers, type=dict[str, str]) if headers else {}
+            )
+    except (UnicodeDecodeError, msgspec.DecodeError) as error:
+        report(error)
+    if pidfd is not None:
+        os.close(pidfd)
+    return None

@@ -1,0 +1,165 @@
+"""The death certificate: what a process left open is ended here, with the ids it was begun with."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from msgspec import Struct
+
+from stagewatch import measures, semconv
+from stagewatch.database import KEPT, PENDING
+from stagewatch.exporters.page import PageReader, Words
+from stagewatch.exporters.recorder import closing, increments, rows
+from stagewatch.exporters.recorder.books import (
+    RUN,
+    STAGE,
+    Batch,
+    Books,
+    Journal,
+    OpenStage,
+    exiting_of_successor,
+)
+from stagewatch.exporters.recorder.increments import Increment
+from stagewatch.exporters.recorder.outcome import Verdict, judge
+from stagewatch.exporters.recorder.taking import count_stage
+from stagewatch.measures import SECOND
+from stagewatch.records import ProcessStarted, RunExiting, RunStarted, SpanEnded
+
+_DROP_REASONS: Final = {
+    Words.DROPPED_DISK: "disk",
+    Words.DROPPED_CAP: "journal_cap",
+    Words.DROPPED_ERROR: "error",
+}
+
+
+class Death(Struct, frozen=True):
+    """What is known of a process's end."""
+
+    wait_status: int | None
+    at: int | None
+    """When it was seen, ns; None if it may be long ago."""
+    lost_host: bool = False
+
+
+def end_process(
+    books: Books, key: str, journal: Journal, process: ProcessStarted, page: PageReader | None,
+    death: Death,
+) -> None:  # fmt: skip
+    """End the open stages and, if it opened one, the run. Runs in the caller's transaction.
+
+    The run's end is the process's own where it ended by itself, else the time at which its death
+    was seen, else its last sign of life.
+    """
+    batch = Batch()
+    exiting = journal.exiting or exiting_of_successor(books.link, key, process.run_id)
+    verdict = judge(death.wait_status, exiting, process.final_exit, death.lost_host)
+    end = death.at or max(journal.seen, page.word(Words.LAST_ACTIVITY) if page else 0)
+    if exiting is not None and (death.wait_status is None or os.WIFEXITED(death.wait_status)):
+        end = exiting.end
+    for stage in list(journal.stages.values()):
+        _end_stage(books, journal, process, stage, page, verdict, end, batch)
+    if page is not None:
+        _take_cells(books, journal, process, page, batch)
+    run = rows.read_run(books.link, journal.run)
+    if journal.opened is None or run.end is not None:
+        # Where the opener is never seen here, this process's own end decides on its details.
+        is_alone = run.span_id is None
+        books.write(journal, batch, process_is_over=is_alone)
+        return
+    books.write(journal, batch)
+    end = max(end, run.start)
+    _end_run(books, journal, journal.opened, exiting, verdict, end, death.wait_status)
+
+
+def _end_stage(
+    books: Books, journal: Journal, process: ProcessStarted, stage: OpenStage,
+    page: PageReader | None, verdict: Verdict, end: int, batch: Batch,
+) -> None:  # fmt: skip
+    started, ended = stage.started, stage.ended
+    if ended is None:
+        cell = page.cell("stage", started.cell) if page and started.cell else None
+        if cell is not None and cell["span_id"] != int.from_bytes(started.span_id, "big"):
+            cell = None  # released, and given to another stage
+        ended = closing.end_stage(started, cell, verdict, end)
+        count_stage(books, journal, ended, batch)
+    if not stage.spanned:
+        span = closing.stage_span(started, ended, process.pipeline)
+        _add_span(books, journal, span, STAGE, started.sampled, batch)
+
+
+def _take_cells(
+    books: Books, journal: Journal, process: ProcessStarted, page: PageReader, batch: Batch
+) -> None:
+    for tally in journal.tallies.values():
+        cell = page.cell(tally.kind, tally.cell)
+        if cell is None:
+            continue
+        if tally.kind == "operation":
+            calls = cell["calls"]
+            batch.operation(tally.stage, tally.name).add(
+                calls, calls, 0, cell["nanoseconds"], cell["rows_in"], cell["rows_out"]
+            )
+            continue
+        rows.add_cell(books.link, journal.run, tally.name, cell, process.start)
+        batch.stages.add(tally.name)
+        batch.found += increments.of_folded_stage(tally.name, cell)
+    own = page.run()
+    if own is not None:
+        rows.add_cell(books.link, journal.run, "", own, 0)
+        batch.stages.add("")
+        batch.found += increments.of_records("", own)
+    for word, reason in _DROP_REASONS.items():
+        if count := page.word(word):
+            batch.drop(reason, count)
+    if nanoseconds := page.word(Words.OVERHEAD):
+        batch.found.append(Increment(semconv.OVERHEAD, (), nanoseconds / SECOND))
+
+
+def _end_run(
+    books: Books, journal: Journal, opened: RunStarted, exiting: RunExiting | None,
+    verdict: Verdict, end: int, wait_status: int | None,
+) -> None:  # fmt: skip
+    late = measures.lateness(opened.deadline, end) > 0
+    books.link.execute(
+        "update run set end = ?, outcome = ?, error_type = ?, error_message = ?, "
+        "error_place = ?, cpu_seconds = ?, memory_peak = ?, wait_status = ?, late = ? "
+        "where id = ?",
+        (
+            end,
+            str(verdict.outcome),
+            verdict.error_type,
+            exiting.error_message if exiting else None,
+            exiting.error_place if exiting else None,
+            (exiting.cpu_seconds or None) if exiting else None,
+            (exiting.memory_peak or None) if exiting else None,
+            wait_status,
+            late,
+            journal.run,
+        ),
+    )
+    batch = Batch()
+    cut = books.decide(
+        journal,
+        batch,
+        everything=late or verdict.outcome in increments.FAILED,
+        seconds=(end - opened.start) / SECOND,
+    )
+    run = rows.read_run(books.link, journal.run)
+    batch.found = increments.of_run_end(
+        opened.start, end, verdict.outcome, verdict.error_type, opened.deadline
+    )
+    span = closing.run_span(opened, exiting, run, cut)
+    _add_span(books, journal, span, RUN, opened.sampled, batch)
+    books.write(journal, batch, now=end)
+
+
+def _add_span(
+    books: Books, journal: Journal, span: SpanEnded, role: int, sampled: bool, batch: Batch
+) -> None:
+    scope = books.interned.scope(semconv.SCOPE, None, semconv.SCHEMA_URL)
+    state = PENDING if sampled and "traces" in books.signals else KEPT
+    batch.recorded["traces"] += 1
+    batch.spans.append(
+        rows.span_values(span, journal.run, role, state, books.destination, journal.resource, scope)
+    )

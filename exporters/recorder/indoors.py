@@ -1,0 +1,71 @@
+"""The recorder's work done by another process: one that nothing outlives, or one that reads."""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+
+from stagewatch.exporters.journal import start_ticks
+from stagewatch.exporters.recorder.door import Door
+from stagewatch.exporters.recorder.ingest import Intake
+from stagewatch.exporters.recorder.start import ask_to_take_in
+from stagewatch.exporters.recorder.watch import Watch, journals
+from stagewatch.exporters.state import destination, remembered_settings
+from stagewatch.safety import guarded
+
+
+@guarded
+def run_in_process(
+    state: Path, room: Path, environ: Mapping[str, str], deadline_seconds: float
+) -> None:
+    """Take in all journals of *room*, this process's as its last word, and send what is pending.
+
+    Sending ends at the first refusal, else after *deadline_seconds*.
+    """
+    from stagewatch.exporters.recorder.sender import ship
+
+    until = time.monotonic() + deadline_seconds
+    if not _take_in(state, room, environ, is_last_word=True):
+        ask_to_take_in(room, deadline_seconds)
+        return
+    if destination(environ).protocols:
+        ship(state, environ, max(until - time.monotonic(), 0.0))
+
+
+def take_in_all(state: Path, room: Path) -> bool:
+    """Bring the history up to date with all journals of *room*, for who is about to read it.
+
+    By its recorder if it has one, which may be just starting; else here and now. False if neither
+    could. Raises sqlite3.Error or OSError where the history cannot be written.
+    """
+    if ask_to_take_in(room):
+        return True
+    environ = remembered_settings(room, os.environ)
+    if environ is None:
+        return False
+    return _take_in(state, room, environ, is_last_word=False)
+
+
+def _take_in(state: Path, room: Path, environ: Mapping[str, str], *, is_last_word: bool) -> bool:
+    with closing(select.epoll()) as epoll, closing(Door(room, epoll)) as door:
+        if not door.try_life():
+            return False
+        intake = Intake(state, environ)
+        watch = Watch(room, intake, epoll)
+        try:
+            watch.find(journals(room))
+            for descriptor, _ in epoll.poll(0):
+                watch.died(descriptor)
+            watch.read(everything=True)
+            if is_last_word:
+                watch.end_ours(start_ticks())
+            else:
+                watch.bury()
+        finally:
+            watch.close()
+            intake.stop(0.0)
+    return True

@@ -1,0 +1,94 @@
+"""What the kernel tells about other processes: whether one lives, and how one ended."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import struct
+from typing import Final
+
+from stagewatch.exporters.journal import start_ticks
+
+_PIDFD_GET_INFO: Final = 0xC040FF0B
+"""``_IOWR(0xFF, 11, 64 bytes)``, since Linux 6.13."""
+_EXIT: Final = 1 << 3
+"""Asks for the exit status, and says in the answer that it is there (since 6.15)."""
+_INFO_SIZE: Final = 64
+_EXIT_CODE_AT: Final = 60
+_REAPING_MILLISECONDS: Final = 20
+
+
+def is_running(pid: int, ticks: int) -> bool:
+    """Whether the process that *pid* named when it started at *ticks* still is; zombies are not."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rsplit(b")", 1)[1].split()
+    except (OSError, IndexError):
+        return False
+    return int(fields[19]) == ticks and fields[0] not in (b"Z", b"X")
+
+
+def open_pidfd(pid: int, ticks: int) -> int | None:
+    """A pidfd of just this process, a zombie included; None if it is gone or cannot be had."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return None
+    try:
+        # Asked after the opening: a pid that was given anew by then has other ticks.
+        if start_ticks(pid) == ticks:
+            return pidfd
+    except (OSError, IndexError, ValueError):
+        pass
+    os.close(pidfd)
+    return None
+
+
+def wait_status(pidfd: int, pid: int, ticks: int) -> int | None:
+    """How a process ended whose pidfd is readable, as ``wait(2)`` gives it; None if unknowable.
+
+    A zombie's status stands in /proc, a reaped one's in its pidfd, and it may be reaped between
+    two questions: so both are asked again.
+    """
+    for _ in range(3):
+        status = _of_reaped(pidfd)
+        if status is None:
+            status = _of_zombie(pid, ticks)
+        if status is not None:
+            return status
+        _wait_for_reaping(pidfd)
+    return None
+
+
+def _of_reaped(pidfd: int) -> int | None:
+    info = bytearray(_INFO_SIZE)
+    struct.pack_into("=Q", info, 0, _EXIT)
+    try:
+        fcntl.ioctl(pidfd, _PIDFD_GET_INFO, info)
+    except OSError:
+        return None
+    if not struct.unpack_from("=Q", info)[0] & _EXIT:
+        return None
+    status: int = struct.unpack_from("=i", info, _EXIT_CODE_AT)[0]
+    return status
+
+
+def _of_zombie(pid: int, ticks: int) -> int | None:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rsplit(b")", 1)[1].split()
+        owner = os.stat(f"/proc/{pid}").st_uid
+    except (OSError, IndexError):
+        return None
+    if int(fields[19]) != ticks or fields[0] not in (b"Z", b"X"):
+        return None
+    status = int(fields[-1])
+    # The kernel shows another user's status as 0, which looks like a success.
+    return status if status or owner == os.geteuid() else None
+
+
+def _wait_for_reaping(pidfd: int) -> None:
+    poll = select.poll()
+    poll.register(pidfd, 0)
+    poll.poll(_REAPING_MILLISECONDS)

@@ -1,0 +1,118 @@
+"""The recorder's loop: sleeps on pidfds and the socket, polls memory, and leaves when idle."""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from stagewatch.exporters.recorder.door import Caller, Door
+from stagewatch.exporters.recorder.watch import Intake, Watch, journals
+from stagewatch.safety import report
+
+_SHORTEST_NAP: Final = 0.1
+_LONGEST_NAP: Final = 0.5
+_SCAN_SECONDS: Final = 2.0
+_TICK_SECONDS: Final = 1.0
+_PENDING_SECONDS: Final = 24 * 3600.0
+"""How long data that cannot be sent keeps an idle recorder alive."""
+
+
+class Recorder:
+    """A watch with a door and a clock. Only for who holds the room's life."""
+
+    def __init__(
+        self, room: Path, intake: Intake, door: Door, watch: Watch, epoll: select.epoll
+    ) -> None:
+        self.is_stopped = False
+        self._room = room
+        self._intake = intake
+        self._door = door
+        self._watch = watch
+        self._epoll = epoll
+        self._asking: list[Caller] = []
+
+    def run(self, callers: Sequence[Caller], idle_seconds: float) -> None:
+        """Until `is_stopped`, or until there was nothing to do for *idle_seconds*."""
+        self._serve(callers)
+        self._scan()
+        scanned = ticked = busy = time.monotonic()
+        nap = _SHORTEST_NAP
+        while not self.is_stopped:
+            self._attend(self._epoll.poll(nap))
+            now = time.monotonic()
+            if now - scanned >= _SCAN_SECONDS:
+                scanned = now
+                self._scan()
+            nap = _SHORTEST_NAP if self._watch.read() else min(1.5 * nap, _LONGEST_NAP)
+            self._answer()
+            if self._watch.followers:
+                busy = now
+                if now - ticked >= _TICK_SECONDS:
+                    ticked = now
+                    self._tick()
+            elif self._may_leave(now - busy, idle_seconds):
+                return
+        self._watch.read(everything=True)
+
+    def _attend(self, events: Sequence[tuple[int, int]]) -> None:
+        # Callers first: one of the dead may have left its pidfd in the queue.
+        if any(self._door.is_ours(descriptor) for descriptor, _ in events):
+            self._serve(self._door.callers())
+        for descriptor, _ in events:
+            if self._watch.is_pidfd(descriptor):
+                self._watch.died(descriptor)
+
+    def _serve(self, callers: Sequence[Caller]) -> None:
+        for caller in callers:
+            if caller.asks is not None:
+                self._asking.append(caller)
+            else:
+                self._watch.greet(caller)
+
+    def _scan(self) -> None:
+        """Find who never called. Callers go first, and again: the dead may have left a pidfd."""
+        found = journals(self._room)
+        self._serve(self._door.callers())
+        self._watch.find(found)
+        self._serve(self._door.callers())
+        self._watch.bury()
+
+    def _answer(self) -> None:
+        if not self._asking:
+            return
+        self._scan()
+        # A death that is known to the kernel by now belongs into the answer.
+        while events := self._epoll.poll(0):
+            self._attend(events)
+        self._watch.read(everything=True)
+        asking, self._asking = self._asking, []
+        for caller in asking:
+            caller.answer()
+
+    def _tick(self) -> None:
+        try:
+            self._intake.tick(self._watch.pages(), time.time_ns())
+        except Exception as error:
+            report(error)
+
+    def _may_leave(self, idle: float, idle_seconds: float) -> bool:
+        if idle < idle_seconds or self._door.has_visitors():
+            return False
+        if idle < _PENDING_SECONDS and self._is_busy():
+            return False
+        self._serve(self._door.leave())
+        self._scan()
+        if not (self._watch.followers or self._asking or self._door.has_visitors()):
+            return True
+        self._serve(self._door.reopen())
+        return False
+
+    def _is_busy(self) -> bool:
+        try:
+            return self._intake.is_busy()
+        except Exception as error:
+            report(error)
+            return False

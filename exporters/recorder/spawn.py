@@ -1,0 +1,101 @@
+"""How a recorder's process comes into being: its command, its environment, its keeper.
+
+Not with `subprocess`, whose import takes longer than all of this. posix_spawn(3) forks like
+vfork, in a time that does not depend on the size of the job.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from stagewatch.exporters.state import FILE_SETTINGS
+
+_SHELL: Final = "/bin/sh"
+# The shell stays and replaces a killed recorder; $0 is the file whose time says since when.
+_KEEPER: Final = (
+    'cd /; (n=0; while :; do : >"$0"; "$@" $n; [ $? -gt 128 ] && [ $n -lt 20 ] || exit 0;'
+    " n=$((n+1)); sleep 0.1; done) &"
+)
+_MAIN: Final = (
+    "import sys; sys.path += [p for p in sys.argv.pop(1).split(chr(10)) if p not in sys.path];"
+    "from stagewatch.exporters.recorder.__main__ import main; main()"
+)
+_NOT_FOR_THE_RECORDER: Final = ("STAGEWATCH_RUN", "TRACEPARENT", "TRACESTATE", "LD_PRELOAD")
+_SIGNALS_TO_RESET: Final = (
+    signal.SIGPIPE,
+    signal.SIGCHLD,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+)
+
+
+def spawn(room: Path, state: Path, listening: int, environ: Mapping[str, str]) -> None:
+    """Start keeper and recorder of *room*: a session of their own, not our children, with nothing
+    open but the null device and the socket *listening*. Raises OSError.
+    """
+    if not sys.executable:
+        raise FileNotFoundError("no Python to run the recorder with: sys.executable is empty")
+    # Not 0, 1 or 2: a job that was started without them may have got such a number.
+    handed = fcntl.fcntl(listening, fcntl.F_DUPFD_CLOEXEC, 3)
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        command = _command(room, state, handed)
+        numbers = {int(name) for name in os.listdir("/proc/self/fd")} - {0, 1, 2, handed}
+        pid = os.posix_spawn(
+            command[0],
+            command,
+            recorder_environment(environ),
+            file_actions=[
+                *((os.POSIX_SPAWN_DUP2, null, standard) for standard in (0, 1, 2)),
+                (os.POSIX_SPAWN_DUP2, handed, handed),  # takes close-on-exec off
+                *((os.POSIX_SPAWN_CLOSE, number) for number in numbers),
+            ],
+            setsid=True,
+            setsigmask=(),
+            setsigdef=_SIGNALS_TO_RESET,
+        )
+    finally:
+        os.close(null)
+        os.close(handed)
+    with suppress(ChildProcessError):
+        os.waitpid(pid, 0)  # it has put the keeper into the background and is gone
+
+
+def recorder_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """*environ* without what would instrument the recorder or make it part of a run."""
+    kept = {
+        name: value
+        for name, value in environ.items()
+        if not name.startswith(("PYTHON", "OTEL_PYTHON_")) and name not in _NOT_FOR_THE_RECORDER
+    }
+    for name, value in kept.items():
+        if name.startswith("OTEL_EXPORTER_OTLP_") and name.endswith(FILE_SETTINGS) and value:
+            kept[name] = os.path.abspath(value)  # the recorder lives in another directory
+    kept["MALLOC_ARENA_MAX"] = "1"
+    return kept
+
+
+def _command(room: Path, state: Path, listening: int) -> list[str]:
+    python = [sys.executable, "-I", "-c", _MAIN, "\n".join(_import_path())]
+    recorder = [*python, str(state), str(room), str(listening)]
+    if os.path.exists(_SHELL):
+        return [_SHELL, "-c", _KEEPER, str(room / "start"), *recorder]
+    return [*recorder, "0", "detach"]
+
+
+def _import_path() -> list[str]:
+    """Where our packages come from: an isolated Python has neither PYTHONPATH nor user site."""
+    found: dict[str, None] = {}
+    for name in ("stagewatch", "opentelemetry", "msgspec"):
+        for folder in getattr(sys.modules.get(name), "__path__", ()):
+            found[os.path.dirname(os.path.abspath(folder))] = None
+    return list(found)

@@ -1,0 +1,299 @@
+"""What a job does about its recorder: say that it exists, and start one where none listens.
+
+Runs before the user's code, and so imports little. A job connects to ``ROOM/sock`` and sends its
+key with a pidfd of itself, which keeps the exit status readable after the job's death, even while
+it waits in the queue of a recorder that is still starting. Where nobody listens, the job that
+holds the second byte of ``ROOM/alive`` (a POSIX lock) binds and listens itself and hands the
+listening socket to a new recorder, so that nobody waits for Python to start. The recorder holds
+the first byte for as long as it lives. POSIX locks, because no forked child inherits them.
+"""
+
+from __future__ import annotations
+
+import _socket
+import ctypes
+import fcntl
+import os
+import struct
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from stagewatch.exporters.journal import pid_namespace
+from stagewatch.safety import report
+
+ALIVE_BYTE: Final = 0
+ELECTION_BYTE: Final = 1
+QUEUE: Final = 4096
+SYNC: Final = b"sync"
+SYNCED: Final = b"ok"
+_PATIENCE_SECONDS: Final = 0.25
+_START_SECONDS: Final = 10.0
+_INITIAL_NAMESPACE: Final = 0xEFFFFFFC
+_PR_GET_CHILD_SUBREAPER: Final = 37
+_FLOCK: Final = struct.Struct("@hhqqi")
+_HEADERS: Final = (
+    "OTEL_EXPORTER_OTLP_HEADERS",
+    "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+    "OTEL_EXPORTER_OTLP_METRICS_HEADERS",
+    "OTEL_EXPORTER_OTLP_LOGS_HEADERS",
+)
+
+
+class Announced(Struct, frozen=True):
+    """What came of it."""
+
+    known: bool = False
+    """The recorder, or the queue of one that starts, has this process's pidfd."""
+    started: bool = False
+    """This process started the recorder."""
+    ships_itself: bool = False
+    """No recorder can outlive this process: it has to ship in its own last moments."""
+
+
+def announce(room: Path, key: str, environ: Mapping[str, str], state: Path) -> Announced:
+    """Make this process known to the recorder of *room*, starting one if need be.
+
+    Only before the user's code or after it: a start makes a child for about a millisecond, which
+    a user's ``os.wait()`` or SIGCHLD handler would see. Never raises.
+    """
+    try:
+        if dies_with_us():
+            return Announced(ships_itself=True)
+        with _opened(room, os.O_PATH | os.O_DIRECTORY) as directory:
+            return _announce(directory, room, key, environ, state)
+    except BlockingIOError:
+        return Announced()  # thousands wait already: the recorder's scan finds our journal
+    except Exception as error:
+        report(error)
+        return Announced()
+
+
+def introduce(room: Path, key: str, environ: Mapping[str, str]) -> Announced:
+    """Like `announce`, but never starts a recorder: for a child that the user's code forked."""
+    try:
+        if dies_with_us():
+            return Announced(ships_itself=True)
+        with _opened(room, os.O_PATH | os.O_DIRECTORY) as directory:
+            connection = _connect(directory)
+            if connection is None:
+                return Announced()
+            with _closing(connection):
+                return Announced(known=_hello(connection, key, environ))
+    except BlockingIOError:
+        return Announced()
+    except Exception as error:
+        report(error)
+        return Announced()
+
+
+def announce_if_none(room: Path, key: str, environ: Mapping[str, str], state: Path) -> Announced:
+    """At exit: start a recorder if the one this process knew is dead. Never raises."""
+    if has_living_recorder(room):
+        return Announced(known=True)
+    return announce(room, key, environ, state)
+
+
+def has_living_recorder(room: Path) -> bool:
+    """Whether a recorder of *room* is up (not: just starting).
+
+    Not for the process that is the recorder: closing the file would free its own lock.
+    """
+    try:
+        with _opened(room / "alive", os.O_RDONLY) as alive:
+            return _is_locked(alive, ALIVE_BYTE)
+    except OSError:
+        return False
+
+
+def ask_to_take_in(room: Path, timeout: float = 2.0) -> bool:
+    """Let the recorder of *room* read all journals now; False if it did not within *timeout*."""
+    until = time.monotonic() + timeout
+    try:
+        with _opened(room, os.O_PATH | os.O_DIRECTORY) as directory:
+            connection = _connect(directory)
+            if connection is None:
+                return False
+            with _closing(connection):
+                connection.settimeout(max(until - time.monotonic(), 0.001))
+                connection.send(SYNC)
+                return connection.recv(len(SYNCED)) == SYNCED
+    except OSError:
+        return False
+
+
+def dies_with_us() -> bool:
+    """Whether a recorder started here would be our child or die with us (decisions 5 and 27)."""
+    if 1 in (os.getpid(), os.getppid()) and pid_namespace() != _INITIAL_NAMESPACE:
+        return True
+    flag = ctypes.c_int(0)
+    ctypes.CDLL(None).prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(flag), 0, 0, 0)
+    return bool(flag.value)
+
+
+def try_lock(alive: int, byte: int) -> bool:
+    """Lock one byte of the open file ``ROOM/alive``; False if another process holds it."""
+    try:
+        fcntl.lockf(alive, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def unlock(alive: int, byte: int) -> None:
+    """Undo `try_lock`."""
+    fcntl.lockf(alive, fcntl.LOCK_UN, 1, byte)
+
+
+# --- hand-over ----------------------------------------------------------------------------------
+
+_open: set[int] = set()
+
+
+def _forget_in_child() -> None:
+    # A child that kept the listening socket would keep callers waiting in a queue nobody reads.
+    while _open:
+        try:
+            os.close(_open.pop())
+        except OSError:
+            continue
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def _announce(
+    directory: int, room: Path, key: str, environ: Mapping[str, str], state: Path
+) -> Announced:
+    until = time.monotonic() + _PATIENCE_SECONDS
+    nap = 0.001
+    started = False
+    while time.monotonic() < until:
+        connection = _connect(directory)
+        if connection is not None:
+            with _closing(connection):
+                if started or not _is_void(room):
+                    return Announced(_hello(connection, key, environ), started)
+        started = _elect(directory, room, environ, state)
+        if not started:
+            time.sleep(nap)  # somebody is between lock and listen, or about to leave
+            nap = min(2 * nap, 0.01)
+    return Announced(started=started)
+
+
+def _connect(directory: int) -> _socket.socket | None:
+    """None if nobody listens. The detour through /proc: a socket's path has at most 107 bytes."""
+    connection = _socket.socket(
+        _socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK
+    )
+    try:
+        connection.connect(f"/proc/self/fd/{directory}/sock")
+    except (FileNotFoundError, ConnectionRefusedError):
+        connection.close()
+        return None
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _hello(connection: _socket.socket, key: str, environ: Mapping[str, str]) -> bool:
+    message = key.encode()
+    headers = {name: environ[name] for name in _HEADERS if environ.get(name)}
+    if headers:
+        message += b"\0" + msgspec.json.encode(headers)
+    try:
+        pidfd = os.pidfd_open(os.getpid())
+    except OSError:  # an old kernel, or a sandbox: the recorder looks for the pid itself
+        connection.send(message)
+        return False
+    try:
+        rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("@i", pidfd))
+        connection.sendmsg([message], [rights])
+    finally:
+        os.close(pidfd)
+    return True
+
+
+def _is_void(room: Path) -> bool:
+    """Whether whoever listens is no recorder.
+
+    A child forked in C during a hand-over keeps the listening socket open. A recorder takes its
+    lock within moments after the time that starter and keeper leave on one of two files.
+    """
+    return not has_living_recorder(room) and _has_had_its_time(room)
+
+
+def _has_had_its_time(room: Path) -> bool:
+    begun = 0.0
+    for name in ("sock", "start"):
+        try:
+            begun = max(begun, (room / name).stat().st_mtime)
+        except OSError:
+            continue
+    return abs(time.time() - begun) > _START_SECONDS
+
+
+def _elect(directory: int, room: Path, environ: Mapping[str, str], state: Path) -> bool:
+    """Bind, listen and start a recorder, unless somebody else does or did. May raise OSError."""
+    with _opened(room / "alive", os.O_RDWR | os.O_CREAT) as alive:
+        # The life of a recorder that is about to leave does not matter: ours waits for its end.
+        if not try_lock(alive, ELECTION_BYTE):
+            return False
+        # Between our look and our lock somebody else may have been elected.
+        connection = _connect(directory)
+        if connection is not None:
+            connection.close()
+            if _is_locked(alive, ALIVE_BYTE) or not _has_had_its_time(room):
+                return False
+        from stagewatch.exporters.recorder.spawn import spawn  # most processes need none
+
+        path = f"/proc/self/fd/{directory}/sock"
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        listening = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+        with _closing(listening):
+            os.fchmod(listening.fileno(), 0o600)
+            listening.bind(path)
+            listening.listen(QUEUE)
+            spawn(room, state, listening.fileno(), environ)
+        return True
+
+
+def _is_locked(alive: int, byte: int) -> bool:
+    question = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+    answer = fcntl.fcntl(alive, fcntl.F_GETLK, question)
+    return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+
+
+@contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    _open.add(descriptor)
+    try:
+        yield descriptor
+    finally:
+        _close_if_ours(descriptor)
+
+
+@contextmanager
+def _closing(connection: _socket.socket) -> Iterator[None]:
+    descriptor = connection.fileno()
+    _open.add(descriptor)
+    try:
+        yield
+    finally:
+        connection.detach()
+        _close_if_ours(descriptor)
+
+
+def _close_if_ours(descriptor: int) -> None:
+    # In a child forked meanwhile it is closed already, and its number may be another file's.
+    if descriptor in _open:
+        _open.discard(descriptor)
+        os.close(descriptor)

@@ -1,0 +1,192 @@
+"""One record of a journal into a batch: what `SpanEnded`, `StageEnded` and the others mean."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from msgspec import structs
+
+from stagewatch import measures, semconv
+from stagewatch.database import HELD, KEPT, PENDING
+from stagewatch.exporters.recorder import increments, rows
+from stagewatch.exporters.recorder.books import (
+    DETAIL,
+    STAGE,
+    USER,
+    Batch,
+    Books,
+    Journal,
+    OpenStage,
+)
+from stagewatch.history import History
+from stagewatch.records import (
+    DatasetTouched,
+    LogEmitted,
+    MetricsCollected,
+    OperationEnded,
+    ProcessStarted,
+    Record,
+    RunExiting,
+    RunStarted,
+    ScopeDefined,
+    SpanEnded,
+    StageEnded,
+    StageStarted,
+    TallyDefined,
+    TallySpilled,
+)
+from stagewatch.records import encode as encode_record
+
+_CLIENT_KINDS: Final = (2, 3)  # CLIENT, PRODUCER
+_LIBRARIES: Final = "opentelemetry.instrumentation."
+
+
+def take(books: Books, journal: Journal, record: Record, batch: Batch) -> None:
+    """Add *record* to *batch*; runs in the transaction that writes it."""
+    if journal.process is None:
+        if isinstance(record, ProcessStarted):
+            _begin(books, journal, record)
+        else:  # the first record was lost: nobody knows whose this one is
+            batch.drop("orphan")
+        return
+    kind = type(record)
+    if kind is SpanEnded:
+        assert isinstance(record, SpanEnded)
+        _take_span(books, journal, journal.process, record, batch)
+        return
+    match record:
+        case OperationEnded():
+            batch.operation(record.stage, record.name).add(
+                1,
+                0,
+                int(record.error_type is not None),
+                record.nanoseconds,
+                record.rows_in,
+                record.rows_out,
+            )
+        case TallySpilled():
+            batch.operation(record.stage, record.name).add(
+                1,
+                1,
+                int(record.failed is not None),
+                record.nanoseconds,
+                record.rows_in,
+                record.rows_out,
+            )
+        case ScopeDefined():
+            number = books.interned.scope(record.name, record.version, record.schema_url)
+            journal.scopes[record.number] = (number, record.name)
+        case RunStarted():
+            _open_run(books, journal, journal.process, record, batch)
+        case RunExiting():
+            journal.exiting = record
+            journal.seen = max(journal.seen, record.end)
+        case StageStarted():
+            journal.stages[record.span_id] = OpenStage(record)
+            journal.seen = max(journal.seen, record.start)
+        case StageEnded():
+            stage = journal.stages.get(record.span_id)
+            if stage is not None:
+                stage.ended = record
+                if stage.spanned or not stage.started.sampled:
+                    del journal.stages[record.span_id]
+            count_stage(books, journal, record, batch)
+        case TallyDefined():
+            journal.tallies[record.cell] = record
+        case DatasetTouched():
+            rows.add_dataset(books.link, journal.run, record)
+            batch.found += increments.increments(record)
+        case MetricsCollected():
+            if "metrics" in books.signals:
+                points = books.totals.add_foreign(record, journal.resource, record.end)
+                batch.recorded["metrics"] += points
+        case LogEmitted():
+            _take_log(books, journal, record, batch)
+        case _:
+            batch.found += increments.increments(record)
+
+
+def count_stage(books: Books, journal: Journal, record: StageEnded, batch: Batch) -> None:
+    """One call of a stage is over."""
+    journal.seen = max(journal.seen, record.end)
+    rows.add_stage(books.link, journal.run, record, record.outcome in increments.FAILED)
+    batch.stages.add(record.name)
+    batch.found += increments.increments(record)
+
+
+def _begin(books: Books, journal: Journal, process: ProcessStarted) -> None:
+    journal.process = process
+    journal.run = rows.run_row(books.link, process)
+    journal.resource = books.interned.resource(process.resource, messages=process.messages)
+    journal.metric_resource = books.interned.metric_resource(process.resource)
+    journal.run_resource = books.interned.metric_resource(process.resource, process.run_id)
+    journal.seen = journal.since = process.start
+
+
+def _open_run(
+    books: Books, journal: Journal, process: ProcessStarted, record: RunStarted, batch: Batch
+) -> None:
+    declared = record.declared
+    if declared is not None and record.scheduled is None:
+        met = History(books.link).met_slots(record.pipeline)
+        scheduled = measures.scheduled_time(
+            declared.schedule, declared.sla, record.start, met.__contains__
+        )
+        record = structs.replace(record, scheduled=scheduled)
+    if declared is not None and record.deadline is None:
+        deadline = measures.deadline(record.scheduled, record.start, declared.sla)
+        record = structs.replace(record, deadline=deadline)
+    journal.opened = record
+    # A process that goes on by exec may write its run's start again.
+    if rows.start_run(books.link, journal.run, record, process):
+        batch.found += increments.increments(record)
+
+
+def _take_span(
+    books: Books, journal: Journal, process: ProcessStarted, span: SpanEnded, batch: Batch
+) -> None:
+    scope, name = journal.scopes.get(span.scope) or (books.interned.scope("", None, None), "")
+    stage = journal.stages.get(span.span_id)
+    if stage is not None:
+        stage.spanned = True
+        if stage.ended is not None:
+            del journal.stages[span.span_id]
+    role = _role(span, name)
+    state = KEPT
+    if "traces" in books.signals and not process.spans_elsewhere:
+        state = HELD if role == DETAIL else PENDING
+        batch.has_details |= role == DETAIL
+    if span.end > journal.seen:
+        journal.seen = span.end
+    batch.recorded["traces"] += 1
+    batch.spans.append(
+        rows.span_values(span, journal.run, role, state, books.destination, journal.resource, scope)
+    )
+
+
+def _role(span: SpanEnded, scope: str) -> int:
+    attributes = span.attributes
+    if attributes is not None:
+        if attributes.get(semconv.SPAN_ROLE) == semconv.ROLE_DETAIL:
+            return DETAIL
+        if scope == semconv.SCOPE and semconv.STAGE_NAME in attributes:
+            return STAGE
+    if span.kind in _CLIENT_KINDS and scope.startswith(_LIBRARIES):
+        return DETAIL
+    return USER
+
+
+def _take_log(books: Books, journal: Journal, record: LogEmitted, batch: Batch) -> None:
+    if "logs" not in books.signals:
+        return
+    scope = journal.scopes.get(record.scope)
+    batch.recorded["logs"] += 1
+    books.link.execute(
+        "insert into log(destination, resource, scope, record) values(?, ?, ?, ?)",
+        (
+            books.destination,
+            journal.resource,
+            scope[0] if scope else books.interned.scope("", None, None),
+            encode_record(record),
+        ),
+    )

@@ -1,0 +1,209 @@
+"""The recorder's loop: watches processes, takes in their journals, and closes what the dead left.
+
+It sleeps on the processes' pidfds and on its socket, and polls the status pages: a look into
+memory. Nothing here knows what records mean; that is the intake's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final, Protocol
+
+from stagewatch.exporters.journal import boot_id, host_id, pid_namespace
+from stagewatch.exporters.page import PageReader
+from stagewatch.exporters.recorder import kernel
+from stagewatch.exporters.recorder.door import Caller, is_key
+from stagewatch.exporters.recorder.follow import Follower, Taker, remove_files
+from stagewatch.safety import report
+
+_logger = logging.getLogger(__name__)
+
+_SHORTEST_NAP: Final = 0.1
+_LONGEST_NAP: Final = 0.5
+_SCAN_SECONDS: Final = 2.0
+_TICK_SECONDS: Final = 1.0
+_PENDING_SECONDS: Final = 24 * 3600.0
+_FLUSH_SECONDS: Final = 5.0
+_ORPHAN_SECONDS: Final = 60.0
+
+
+class Intake(Taker, Protocol):
+    """What becomes of the records: see `stagewatch.exporters.recorder.ingest`."""
+
+    def tick(self, pages: Mapping[str, PageReader], now: int) -> None: ...
+
+    def is_busy(self) -> bool: ...
+
+    def stop(self, timeout: float) -> None: ...
+
+    def headers(self, environ: dict[str, str]) -> None: ...
+
+
+class Watch:
+    """The processes of one room. Only for who holds the room's life."""
+
+    def __init__(self, room: Path, intake: Intake, epoll: select.epoll) -> None:
+        self.followers: dict[str, Follower] = {}
+        self._room = room
+        self._intake = intake
+        self._epoll = epoll
+        self._by_pidfd: dict[int, Follower] = {}
+        self._foreign: set[str] = set()
+        self._dead: dict[str, tuple[int | None, int | None, bool]] = {}
+        self._host = host_id()
+        self._boot = boot_id()
+        self._namespace = pid_namespace()
+
+    def greet(self, caller: Caller) -> None:
+        """Follow a process that says that it exists."""
+        if caller.headers:
+            self._intake.headers(caller.headers)
+        if not caller.key:
+            return
+        follower = self._follow(caller.key)
+        if follower is None or follower.pidfd is not None:
+            if caller.pidfd is not None:
+                os.close(caller.pidfd)
+        elif caller.pidfd is not None:
+            self._dead.pop(caller.key, None)  # dead it may be, but with this it is known how
+            self._watch(follower, caller.pidfd)
+
+    def find(self, keys: Sequence[str]) -> None:
+        """Follow the processes of journals that were seen on disk, and judge them.
+
+        Greet once more before `bury`: who is found dead may have called in between.
+        """
+        for key in keys:
+            follower = self._follow(key)
+            if follower is not None and follower.pidfd is None and key not in self._dead:
+                self._judge(follower)
+
+    def read(self, *, everything: bool = False) -> bool:
+        """Take in what is new; whether anything was."""
+        found = False
+        for follower in list(self.followers.values()):
+            if follower.key not in self._dead and (everything or follower.has_news()):
+                found |= follower.read()
+        return found
+
+    def died(self, pidfd: int) -> None:
+        """A pidfd is readable: close all journals its process wrote, before and after an exec."""
+        follower = self._by_pidfd[pidfd]
+        status = kernel.wait_status(pidfd, follower.pid, follower.ticks)
+        died_at = time.time_ns()
+        self._mark_dead(follower.pid, follower.ticks, status, died_at)
+        self.bury()
+
+    def end_ours(self, ticks: int) -> None:
+        """This very process ends, and nobody outlives it: its journals say all there is."""
+        self._mark_dead(os.getpid(), ticks, None, None)
+        self.bury()
+
+    def bury(self) -> None:
+        """Close the journals of the dead; what cannot be closed now is tried again later."""
+        dead = [self.followers[key] for key in self._dead if key in self.followers]
+        read = [follower for follower in dead if follower.read(final=True)]
+        # Who opened a run goes last: with it the run is closed.
+        for follower in sorted(read, key=lambda follower: follower.opens_run):
+            status, died_at, lost_host = self._dead[follower.key]
+            if follower.close(status, died_at, lost_host):
+                self._forget(follower)
+
+    def pages(self) -> dict[str, PageReader]:
+        """Status pages of the processes that are watched."""
+        return {
+            follower.key: follower.page
+            for follower in self.followers.values()
+            if follower.page is not None and follower.key not in self._dead
+        }
+
+    def is_pidfd(self, descriptor: int) -> bool:
+        """Whether this descriptor is one of a process that is watched."""
+        return descriptor in self._by_pidfd
+
+    def close(self) -> None:
+        """Let go of everything; the files stay for the next recorder."""
+        for follower in list(self.followers.values()):
+            follower.forget()
+            self._forget(follower)
+
+    def _mark_dead(self, pid: int, ticks: int, status: int | None, died_at: int | None) -> None:
+        for key in journals(self._room):
+            if key.startswith(f"{pid}.{ticks}.") and self._follow(key) is not None:
+                self._dead[key] = (status, died_at, False)
+
+    def _follow(self, key: str) -> Follower | None:
+        if key in self.followers:
+            return self.followers[key]
+        if key in self._foreign:
+            return None
+        try:
+            follower = Follower(self._room, key, self._intake)
+        except Exception as error:
+            if not isinstance(error, FileNotFoundError):
+                report(error)
+            return None
+        if follower.is_closed:
+            follower.forget()
+            return None
+        started = follower.started
+        if started is not None and started.host_id != self._host:
+            self._foreign.add(key)
+            follower.forget()
+            return None
+        self.followers[key] = follower
+        return follower
+
+    def _watch(self, follower: Follower, pidfd: int) -> None:
+        follower.pidfd = pidfd
+        self._by_pidfd[pidfd] = follower
+        self._epoll.register(pidfd, select.EPOLLIN)
+
+    def _judge(self, follower: Follower) -> None:
+        """Nobody handed us this process: it may be long gone, and its pid another's."""
+        started = follower.started
+        if started is not None and started.boot_id != self._boot:
+            self._dead[follower.key] = (None, follower.last_sign(), True)
+            return
+        if follower.page is not None and follower.page.pid_namespace != self._namespace:
+            return
+        pidfd = kernel.open_pidfd(follower.pid, follower.ticks)
+        if pidfd is not None:
+            self._watch(follower, pidfd)
+        elif not kernel.is_running(follower.pid, follower.ticks):
+            self._dead[follower.key] = (None, follower.last_sign(), False)
+
+    def _forget(self, follower: Follower) -> None:
+        self._dead.pop(follower.key, None)
+        self.followers.pop(follower.key, None)
+        if follower.pidfd is not None:
+            self._epoll.unregister(follower.pidfd)
+            del self._by_pidfd[follower.pidfd]
+            os.close(follower.pidfd)
+            follower.pidfd = None
+
+
+def journals(room: Path) -> list[str]:
+    """Keys of the journals in *room*; sweeps away pages whose process died before its journal."""
+    names = os.listdir(room)
+    keys = [name.removesuffix(".0.journal") for name in names if name.endswith(".0.journal")]
+    for name in names:
+        key = name.removesuffix(".page")
+        if key != name and is_key(key) and key not in keys:
+            _sweep(room / name, key)
+    return [key for key in keys if is_key(key)]
+
+
+def _sweep(page: Path, key: str) -> None:
+    try:
+        old = time.time() - page.stat().st_mtime > _ORPHAN_SECONDS
+    except OSError:
+        return
+    pid, ticks, _ = key.split(".")
+    if old and not kernel.is_running(int(pid), int(ticks)):
+        remove_files(page.parent, key)

@@ -1,0 +1,148 @@
+"""Ended spans as journal records: the hot path of a job that traces much."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from msgspec import structs
+from opentelemetry.sdk.trace import Event
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Link
+
+from stagewatch import redaction
+from stagewatch.exporters.journal import JournalWriter
+from stagewatch.records import Attributes, Record, ScopeDefined, SpanEnded
+
+_EXCEPTION_MESSAGE = "exception.message"
+_EXCEPTION_STACKTRACE = "exception.stacktrace"
+
+
+class SpanWriter:
+    """Writes spans to a journal; exception messages are redacted unless *messages* is set.
+
+    `write` raises what the encoder raises: its caller is guarded.
+    """
+
+    def __init__(self, *, messages: bool) -> None:
+        self._append: Callable[[Record], None] = _nowhere
+        self._messages = messages
+        self._scopes: dict[int, int] = {}
+        self._kept: list[InstrumentationScope | None] = []
+        """Scopes by their number; kept, so that no id of theirs is given again."""
+
+    def attach(self, journal: JournalWriter) -> None:
+        """Write to *journal* from now on: the first, or that of a forked child."""
+        self._scopes = {}
+        self._kept = []
+        self._append = journal.append
+
+    def write(self, span: Any) -> None:
+        """Append one ended `ReadableSpan`."""
+        # The fields behind the properties: those copy, and cost as much as all the rest. A test
+        # pins them.
+        trace_id, span_id, _, _, state, _ = span._context
+        parent = span._parent
+        status = span._status
+        attributes, events, links = span._attributes, span._events, span._links
+        scope = self._scopes.get(id(span._instrumentation_scope))
+        if scope is None:
+            scope = self._define(span._instrumentation_scope)
+        record = SpanEnded(
+            span._name,
+            trace_id.to_bytes(16, "big"),
+            span_id.to_bytes(8, "big"),
+            b"" if parent is None else parent[1].to_bytes(8, "big"),
+            span._start_time,
+            span._end_time,
+            span._kind._value_,
+            status._status_code._value_,
+            self._message(status._description) if status._description else None,
+            scope,
+            _clean(attributes),
+            [self._event(event) for event in events] if events._dq else None,
+            [_link(link) for link in links] if links._dq else None,
+            state.to_header() if state._dict else "",
+            (attributes.dropped, events.dropped, links.dropped)
+            if attributes.dropped or events.dropped or links.dropped
+            else None,
+        )
+        try:
+            self._append(record)
+        except (TypeError, OverflowError, ValueError):  # numpy.float64, an int of 65 bits
+            self._append(_plain_record(record))
+
+    def _define(self, scope: InstrumentationScope | None) -> int:
+        number = self._scopes[id(scope)] = len(self._kept)
+        self._kept.append(scope)
+        self._append(
+            ScopeDefined(
+                number,
+                scope.name if scope else "",
+                scope.version if scope else None,
+                scope.schema_url if scope else None,
+            )
+        )
+        return number
+
+    def _message(self, text: str) -> str:
+        return text if self._messages else redaction.message(text)
+
+    def _event(self, event: Event) -> tuple[str, int, Attributes | None]:
+        attributes = dict(_clean(event.attributes) or {})
+        if not self._messages:
+            if isinstance(text := attributes.get(_EXCEPTION_MESSAGE), str):
+                attributes[_EXCEPTION_MESSAGE] = redaction.message(text)
+            if isinstance(text := attributes.get(_EXCEPTION_STACKTRACE), str):
+                attributes[_EXCEPTION_STACKTRACE] = redaction.stacktrace(text)
+        return (event.name, event.timestamp, attributes)
+
+
+def _nowhere(record: Record) -> None:
+    """Spans of a process that is no part of any run are not recorded."""
+
+
+def _link(link: Link) -> tuple[bytes, bytes, Attributes | None]:
+    context = link.context
+    return (
+        context.trace_id.to_bytes(16, "big"),
+        context.span_id.to_bytes(8, "big"),
+        _clean(link.attributes),
+    )
+
+
+def _clean(values: Mapping[str, Any] | None) -> Attributes | None:
+    # BoundedAttributes has the plain dict inside; its Mapping protocol costs 5 µs more.
+    found = getattr(values, "_dict", None)
+    if found is None:
+        found = dict(values or {})
+    if not found:
+        return None
+    return found if _is_harmless(found) else redaction.attributes(found)
+
+
+_is_harmless = redaction.SENSITIVE.isdisjoint
+
+
+def _plain_record(record: SpanEnded) -> SpanEnded:
+    return structs.replace(
+        record,
+        attributes=plain(record.attributes),
+        events=plain(record.events),
+        links=plain(record.links),
+    )
+
+
+def plain(value: Any) -> Any:
+    """*value* as msgpack can hold it; what it cannot becomes its text."""
+    if value is None or isinstance(value, bool | bytes):
+        return value
+    if isinstance(value, int):
+        return int(value) if -(1 << 63) <= value < 1 << 64 else str(value)
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [plain(item) for item in value]
+    return str(value)

@@ -1,0 +1,225 @@
+"""The declarative patch table: which functions of a library are wrapped, and how to undo it.
+
+A patch is applied when the module that defines the function has just been executed, before any
+other module can take the name from it: so every later ``from library import name`` sees the
+wrapper. A library that was imported before us is patched in all of its own modules; names that a
+user's module had taken from it by then stay what they were.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Mapping
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+import wrapt
+from msgspec import Struct
+from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
+
+from stagewatch.operations import OperationKind, begin, end
+from stagewatch.safety import guarded, report
+
+Function = Callable[..., Any]
+Arguments = tuple[Any, ...]
+Keywords = dict[str, Any]
+
+
+class Patch(Struct, frozen=True):
+    """One function to wrap."""
+
+    module: str
+    """Where it is defined: `pandas.core.generic`, not `pandas`."""
+    path: str
+    """``function`` or ``Class.method``; a name the installed version lacks is passed over."""
+    wrap: Callable[[Function], Function]
+    """Takes the original, returns a plain function that calls it; see `operation`."""
+
+
+class _Applied(Struct, frozen=True):
+    owner: Any
+    name: str
+    original: Any
+    replacement: Any
+
+
+class Instrumentor(BaseInstrumentor):  # type: ignore[misc]
+    """An OpenTelemetry instrumentor that is nothing but a table of patches."""
+
+    library: str
+    """Import name of the package."""
+    supports: str
+    """Requirement, such as ``pandas >= 2.2``."""
+    patches: tuple[Patch, ...] = ()
+    _session: _Session | None = None
+
+    def instrumentation_dependencies(self) -> tuple[str, ...]:
+        return (self.supports,)
+
+    @property
+    def applied(self) -> tuple[str, ...]:
+        """``module.path`` of what is wrapped now; grows as the library's modules are imported."""
+        if self._session is None:
+            return ()
+        return tuple(sorted({f"{a.owner.__name__}.{a.name}" for a in self._session.applied}))
+
+    def _instrument(self, **_: Any) -> None:
+        self._session = _Session(self.library, self.patches)
+
+    def _uninstrument(self, **_: Any) -> None:
+        if self._session is not None:
+            self._session.undo()
+            self._session = None
+
+
+class _Session:
+    """The time between `instrument` and `uninstrument`; its hooks do nothing afterwards."""
+
+    def __init__(self, library: str, patches: tuple[Patch, ...]) -> None:
+        self.library = library
+        self.patches = patches
+        self.applied: list[_Applied] = []
+        self.over = False
+        for module in dict.fromkeys(patch.module for patch in patches):
+            with guarded:
+                on_import(module, functools.partial(self.apply, late=module in sys.modules))
+
+    def apply(self, module: ModuleType, late: bool) -> None:
+        if self.over:
+            return
+        for patch in self.patches:
+            if patch.module == module.__name__:
+                with guarded:
+                    self._apply(patch, module, late)
+
+    def _apply(self, patch: Patch, module: ModuleType, late: bool) -> None:
+        owner: Any = module
+        *parents, name = patch.path.split(".")
+        for parent in parents:
+            owner = vars(owner).get(parent)
+            if owner is None:
+                return
+        original = vars(owner).get(name)
+        if original is None:
+            return
+        replacement = _like(original, functools.partial(self._wrap, patch))
+        # `agg` is another name of `aggregate` in the same class, and has to stay so.
+        for alias in [key for key, value in vars(owner).items() if value is original]:
+            setattr(owner, alias, replacement)
+            self.applied.append(_Applied(owner, alias, original, replacement))
+        if late and not parents:
+            self._rebind(name, original, replacement, f"{self.library}.")
+
+    def _wrap(self, patch: Patch, original: Function) -> Function:
+        wrapper = functools.wraps(original)(patch.wrap(original))
+        if isinstance(wrapper, FunctionType):
+            wrapper.__code__ = self._disguised(wrapper.__code__)
+        return wrapper
+
+    def _disguised(self, code: CodeType) -> CodeType:
+        """The wrapper's frame as one of the library's own.
+
+        Libraries name the first frame outside of their folder in a warning: that is to be the
+        user's line, never ours.
+        """
+        if code.co_filename != __file__ and not code.co_filename.startswith(_OUR_FOLDER):
+            return code  # the patch has already chosen
+        file = getattr(sys.modules.get(self.library), "__file__", None) or self.library
+        return code.replace(co_filename=os.path.join(os.path.dirname(file), "<stagewatch>"))
+
+    def _rebind(self, name: str, old: Any, new: Any, prefix: str) -> None:
+        for key, module in list(sys.modules.items()):
+            if f"{key}.".startswith(prefix) and getattr(module, "__dict__", {}).get(name) is old:
+                setattr(module, name, new)
+
+    def undo(self) -> None:
+        self.over = True
+        for applied in reversed(self.applied):
+            with guarded:
+                if vars(applied.owner).get(applied.name) is applied.replacement:
+                    setattr(applied.owner, applied.name, applied.original)
+                if isinstance(applied.owner, ModuleType):
+                    self._rebind(applied.name, applied.replacement, applied.original, "")
+        self.applied.clear()
+
+
+_OUR_FOLDER = os.path.dirname(__file__) + os.sep
+
+
+def on_import(module: str, hook: Callable[[ModuleType], None]) -> None:
+    """Call *hook* with the module once it is executed; at once if it is. Our errors stay ours."""
+
+    def hooked(imported: ModuleType) -> None:
+        with guarded:
+            hook(imported)
+
+    wrapt.register_post_import_hook(hooked, module)
+
+
+def _like(original: Any, wrap: Callable[[Function], Function]) -> Any:
+    """Wrap what is inside a descriptor, and keep the descriptor."""
+    if isinstance(original, staticmethod | classmethod):
+        return type(original)(wrap(original.__func__))
+    if isinstance(original, property):
+        getter = wrap(original.fget) if original.fget else None
+        return property(getter, original.fset, original.fdel, original.__doc__)
+    return wrap(original)
+
+
+def operation(
+    choose: Callable[[Arguments, Keywords], OperationKind],
+    look: Callable[[Arguments, Keywords, Any], Mapping[str, Any]],
+    prepare: Callable[[Keywords], None] | None = None,
+) -> Callable[[Function], Function]:
+    """A patch for calls that cost much more than being watched.
+
+    *choose* picks the kind before the call; *look* returns the arguments of `tracing.end`
+    afterwards, and may give ``result`` to hand out something else than the call returned;
+    *prepare* adjusts the keywords for the frame that we add. They may raise: that costs only
+    the telemetry.
+    """
+
+    def factory(wrapped: Function) -> Function:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            call = None
+            try:
+                call = begin(choose(args, kwargs))
+                if prepare is not None:
+                    prepare(kwargs)
+            except Exception as fault:
+                report(fault)
+            try:
+                result = wrapped(*args, **kwargs)
+            except BaseException as error:
+                if call is not None:
+                    end(call, error)
+                drop_first_frame(error)
+                raise
+            if call is None:
+                return result
+            seen: dict[str, Any] = {}
+            try:
+                seen.update(look(args, kwargs, result))
+                result = seen.pop("result", result)
+            except Exception as fault:
+                seen.clear()
+                report(fault)
+            end(call, **seen)
+            return result
+
+        return wrapper
+
+    return factory
+
+
+def argument(args: Arguments, kwargs: Keywords, position: int, name: str) -> Any:
+    """What the caller gave for a parameter; None if nothing."""
+    return args[position] if len(args) > position else kwargs.get(name)
+
+
+def drop_first_frame(error: BaseException) -> None:
+    """Take the frame that caught *error* out of its traceback; re-raise with a bare ``raise``."""
+    if error.__traceback__ is not None:
+        error.__traceback__ = error.__traceback__.tb_next

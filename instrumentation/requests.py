@@ -1,0 +1,227 @@
+"""requests: upstream's instrumentor with the stable conventions, and what it lacks.
+
+Upstream opens the span, one for a request with all its redirects and retries. Added here: retries
+as they happen, sizes, URLs without query string, the operation's count, and tracebacks without
+instrumentation in them. Upstream's module imports requests, so it is imported after requests was.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+from opentelemetry.trace import Span
+
+from stagewatch import recording, redaction, semconv
+from stagewatch.failures import error_type
+from stagewatch.instrumentation._base import (
+    Function,
+    Instrumentor,
+    Patch,
+    argument,
+    drop_first_frame,
+    on_import,
+)
+from stagewatch.records import OperationEnded
+from stagewatch.safety import guarded, report
+from stagewatch.tracing import current_stage, retried
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_now = time.monotonic_ns
+
+
+class _UnderWay(threading.local):
+    """The request this thread is sending."""
+
+    active = False
+    span: Span | None = None
+    retries = 0
+
+
+_under_way = _UnderWay()
+
+
+def _send(wrapped: Function) -> Function:
+    from opentelemetry.instrumentation.utils import is_http_instrumentation_enabled
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        # A redirect is sent by the session itself, from inside the request it belongs to.
+        counts = (
+            recording.active is not None
+            and not _under_way.active
+            and is_http_instrumentation_enabled()
+        )
+        if counts:
+            _under_way.active, _under_way.span, _under_way.retries = True, None, 0
+        started = _now()
+        try:
+            response = wrapped(*args, **kwargs)
+        except BaseException as error:
+            if counts:
+                _ended(args, kwargs, started, error_type(error))
+            _drop_frames(error)
+            raise
+        if counts:
+            status = getattr(response, "status_code", 0)
+            failed = isinstance(status, int) and status >= 400
+            _ended(args, kwargs, started, str(status) if failed else None)
+        return response
+
+    return wrapper
+
+
+def _ended(args: Any, kwargs: Any, started: int, failure: str | None) -> None:
+    nanoseconds = _now() - started
+    _under_way.active, _under_way.span = False, None
+    try:
+        current = recording.active
+        if current is None:
+            return
+        method = str(argument(args, kwargs, 1, "request").method).upper()
+        stage = current_stage()
+        current.sink.append(
+            OperationEnded(
+                current.run.run_id,
+                stage.name if stage else "",
+                f"requests.{method if method in _METHODS else 'OTHER'}",
+                nanoseconds,
+                0,
+                0,
+                failure,
+            )
+        )
+    except Exception as fault:
+        report(fault)
+
+
+def _drop_frames(error: BaseException) -> None:
+    drop_first_frame(error)
+    while (tb := error.__traceback__) is not None:
+        if tb.tb_frame.f_globals.get("__name__") != _UPSTREAM:
+            return
+        drop_first_frame(error)
+
+
+def _increment(wrapped: Function) -> Function:
+    """`Retry.increment` returns where urllib3 tries again, and raises where it gives up."""
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        try:
+            following = wrapped(*args, **kwargs)
+        except BaseException as error:
+            drop_first_frame(error)
+            raise
+        if _under_way.active:
+            with guarded:
+                _under_way.retries += 1
+                retried()
+                if _under_way.span is not None:
+                    _under_way.span.set_attribute(semconv.HTTP_RESEND_COUNT, _under_way.retries)
+        return following
+
+    return wrapper
+
+
+# --- upstream ---------------------------------------------------------------------------------
+
+_UPSTREAM = "opentelemetry.instrumentation.requests"
+
+
+@guarded
+def _on_request(span: Span, request: Any) -> None:
+    _under_way.span = span
+    if not span.is_recording():
+        return
+    for name in getattr(span, "attributes", None) or ():
+        if name in (semconv.URL_FULL, "http.url"):
+            span.set_attribute(name, redaction.url(request.url))
+    if (sent := _size(request.headers)) is not None:
+        span.set_attribute(semconv.HTTP_REQUEST_BODY_SIZE, sent)
+
+
+@guarded
+def _on_response(span: Span, request: Any, response: Any) -> None:
+    received = _size(response.headers)
+    body = response.__dict__.get("_content")  # never `content`: that would read a stream
+    if received is None and isinstance(body, bytes):
+        received = len(body)
+    if received is not None:
+        span.set_attribute(semconv.HTTP_RESPONSE_BODY_SIZE, received)
+
+
+def _size(headers: Any) -> int | None:
+    length = headers.get("Content-Length") if headers else None
+    return int(length) if length is not None and str(length).isdigit() else None
+
+
+@contextmanager
+def _stable_names() -> Iterator[None]:
+    """Upstream still emits the old names unless a variable says otherwise, which it reads once
+    for all instrumentors. A user's choice stands; else this instrumentor alone gets the new ones,
+    and no variable reaches the environment of children.
+    """
+    from opentelemetry.instrumentation import _semconv
+
+    # Read by now: `BaseInstrumentor.instrument`, ours as well, sees to that.
+    modes = (
+        _semconv._OpenTelemetrySemanticConventionStability._OTEL_SEMCONV_STABILITY_SIGNAL_MAPPING
+    )
+    http = _semconv._OpenTelemetryStabilitySignalType.HTTP
+    before = modes[http]
+    if "OTEL_SEMCONV_STABILITY_OPT_IN" not in os.environ:
+        modes[http] = _semconv._StabilityMode.HTTP
+    try:
+        yield
+    finally:
+        modes[http] = before
+
+
+class RequestsInstrumentor(Instrumentor):
+    """Watches requests from its import on; upstream's own entry point must not be loaded too."""
+
+    library = "requests"
+    supports = "requests ~= 2.0"
+    patches = (
+        # At the end of the package's import, so that ours lies around upstream's.
+        Patch("requests", "sessions.Session.send", _send),
+        Patch("requests", "adapters.Retry.increment", _increment),
+    )
+    _upstream: Any = None
+    _wanted = False
+
+    def instrumentation_dependencies(self) -> tuple[str, ...]:
+        """requests itself, and upstream's instrumentor."""
+        return (self.supports, "opentelemetry-instrumentation-requests >= 0.66b0")
+
+    def _instrument(self, **kwargs: Any) -> None:
+        self._wanted = True
+        with guarded:
+            on_import("requests", self._start_upstream)
+        super()._instrument(**kwargs)
+
+    def _start_upstream(self, _: ModuleType) -> None:
+        if not self._wanted or self._upstream is not None:
+            return
+        from opentelemetry.instrumentation.requests import RequestsInstrumentor as Upstream
+
+        upstream = Upstream()
+        if upstream.is_instrumented_by_opentelemetry:
+            return  # loaded by another distribution, with hooks of its own
+        with _stable_names():
+            upstream.instrument(
+                skip_dep_check=True, request_hook=_on_request, response_hook=_on_response
+            )
+        self._upstream = upstream
+
+    def _uninstrument(self, **kwargs: Any) -> None:
+        self._wanted = False
+        super()._uninstrument(**kwargs)
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            with guarded:
+                upstream.uninstrument()

@@ -1,0 +1,63 @@
+"""A real SDK and a real journal in a temporary directory.
+
+An internal error that `stagewatch.safety` had to swallow fails the test that caused it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from recorded import Clock, Recorded
+from stagewatch import operations, safety, tracing
+from stagewatch.model import Pipeline
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Time of stages and operations; their wall clock and their monotonic one alike."""
+    fake = Clock()
+    for module in (tracing, operations):
+        monkeypatch.setattr(module, "_clock", fake)
+        monkeypatch.setattr(module, "_ticks", fake)
+    return fake
+
+
+@pytest.fixture
+def recorded(tmp_path: Path, clock: Clock) -> Iterator[Recorded]:
+    """A run of the undeclared pipeline ``test``."""
+    found = Recorded(tmp_path, clock, Pipeline(name="test"))
+    yield found
+    found.close()
+
+
+@pytest.fixture(autouse=True)
+def no_internal_errors(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Fail the test if an error of ours had to be swallowed in this process."""
+    swallowed: list[Exception] = []
+    genuine = safety.report
+
+    def watched(error: Exception) -> None:
+        swallowed.append(error)
+        genuine(error)
+
+    for module in (safety, tracing, operations):
+        monkeypatch.setattr(module, "report", watched, raising=False)
+    yield
+    if not request.node.get_closest_marker("internal_errors") and swallowed:
+        raise swallowed[0]
+
+
+@pytest.fixture(autouse=True)
+def quiet_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No state and no settings of the person who runs the tests."""
+    for name in tuple(os.environ):
+        if name.startswith(("STAGEWATCH_", "OTEL_")) and name != "STAGEWATCH_REQUIRE_ALL":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg-state"))
+    logging.getLogger("stagewatch").setLevel(logging.NOTSET)

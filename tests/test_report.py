@@ -1,0 +1,413 @@
+"""What `stagewatch report` and `stagewatch show` print, by width, colour and content."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
+from rich.console import Console, RenderableType
+
+from stagewatch import figures
+from stagewatch import report as r
+from stagewatch.model import Dataset, Operation, Outcome, Role, Stage
+from stagewatch.show import show, show_json
+from stagewatch.tree import MOST_SPANS, tree
+from tests.prepared import NOON, SECOND, Span, identity, run, span
+
+FAILED = run(
+    2,
+    outcome=Outcome.FAILURE,
+    error_type="KeyError",
+    error_message="column ? is missing",
+    error_place="etl.py:12 in transform",
+    records_rejected=12,
+    cpu_seconds=8.0,
+    memory_peak=412_000_000,
+    deadline=NOON - 2 * 3600 * SECOND + 4 * SECOND,
+)
+STAGES = [
+    Stage(name="extract", calls=1, start=FAILED.start, seconds=4.0, records_in=336_776),
+    Stage(name="load", calls=3, failed=1, seconds=6.0, records_out=30, records_rejected=10),
+    Stage(name="tiny", calls=5_000, seconds=0.5),
+]
+OPERATIONS = [
+    Operation(name="pandas.fillna", stage="extract", calls=1_204, folded=1_204, seconds=0.9),
+    Operation(name="pandas.merge", stage="", calls=7, folded=4, seconds=0.2),
+]
+SPANS = [
+    span(FAILED, 2, "flights", 0, 10, span_id=FAILED.span_id, role=Role.RUN, failed=True),
+    span(FAILED, 10, "extract", 0, 4, role=Role.STAGE),
+    span(
+        FAILED,
+        11,
+        "pandas.read_csv",
+        1,
+        1,
+        parent_span_id=identity(10),
+        attributes={"pipeline.dataset.uri": "file:///data/weather.csv"},
+    ),
+    *(span(FAILED, 20 + i, "load", 4 + 2 * i, 2, role=Role.STAGE) for i in range(3)),
+    span(
+        FAILED,
+        30,
+        "GET",
+        9,
+        0.001,
+        parent_span_id=identity(22),
+        failed=True,
+        attributes={"error.type": "Timeout"},
+    ),
+]
+
+
+def printed(shown: RenderableType, width: int, *, colour: bool = False) -> str:
+    """As a console of that width shows it."""
+    out = io.StringIO()
+    console = Console(
+        file=out,
+        width=width,
+        force_terminal=colour,
+        color_system="standard" if colour else None,
+        legacy_windows=False,
+    )
+    console.print(shown)
+    return out.getvalue()
+
+
+def picture(width: int, *, everything: bool = False) -> str:
+    """The failed run at that width."""
+    datasets = [
+        Dataset(uri="file:///data/weather.csv", direction="in", stage="extract", rows=26_115),
+        Dataset(uri="sqlite:///out.db/flights", direction="out", bytes=2_000_000),
+    ]
+    return printed(
+        show(FAILED, SPANS, STAGES, OPERATIONS, datasets, now=NOON, everything=everything), width
+    )
+
+
+# --- figures ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (0, "0 ms"),
+        (0.0004, "0.4 ms"),
+        (0.0456, "46 ms"),
+        (0.9996, "1.0 s"),
+        (9.84, "9.8 s"),
+        (59.96, "1m00s"),
+        (185, "3m05s"),
+        (3599.6, "1h00m"),
+        (8040, "2h14m"),
+        (187_200, "2d04h"),
+    ],
+)
+def test_duration(seconds: float, expected: str) -> None:
+    """A duration has the unit a person would choose, also where rounding crosses it."""
+    assert figures.duration(seconds) == expected
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        (None, "–"),
+        (0, "0"),
+        (4.25, "4.2"),
+        (9_999, "9,999"),
+        (10_000, "10.0k"),
+        (336_776, "337k"),
+        (999_999, "1.00M"),
+        (1_250_000, "1.25M"),
+    ],
+)
+def test_count(number: float | None, expected: str) -> None:
+    """A count keeps three digits or so."""
+    assert figures.count(number) == expected
+
+
+@given(st.floats(0, 9e14))
+def test_count_is_short(number: float) -> None:
+    """No count breaks its column."""
+    assert len(figures.count(number)) <= 5
+
+
+@given(st.floats(0, 1), st.integers(1, 80))
+def test_bar(share: float, width: int) -> None:
+    """A bar fills its column exactly; what is not nothing leaves a mark."""
+    bar = figures.bar(share, width)
+    assert len(bar) == width
+    assert bool(bar.strip()) == (share > 0)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "expected"),
+    [(0, "0 %"), (0.0001, "<0.1 %"), (0.025, "2.5 %"), (0.9999, ">99.9 %"), (1, "100 %")],
+)
+def test_percent(ratio: float, expected: str) -> None:
+    """Neither a few errors nor a few survivors are rounded away."""
+    assert figures.percent(ratio) == expected
+
+
+def test_size() -> None:
+    """Sizes have decimal units."""
+    assert [figures.size(n) for n in (0, 999, 4_200, 412_000_000)] == [
+        "0 B",
+        "999 B",
+        "4.2 kB",
+        "412 MB",
+    ]
+
+
+def test_text_of_others_cannot_move_the_cursor() -> None:
+    """Escape sequences and line ends in names are taken out."""
+    assert figures.plain("a\x1b[2Jb\nc") == "a�[2Jb c"
+
+
+# --- report -----------------------------------------------------------------------------------
+
+
+RUNS = [
+    run(1, end=None, outcome=None, deadline=NOON - 60 * SECOND),
+    FAILED,
+    run(3, pipeline="a_pipeline_with_quite_a_long_name", outcome=Outcome.CANCELLATION),
+    run(4, records_in=None, records_out=None),
+]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_report_fits(width: int) -> None:
+    """Every run is one line of the table, no line is wider than the console."""
+    shown = printed(r.report(RUNS, r.summarise(RUNS, NOON, {}), NOON), width)
+    lines = shown.splitlines()
+    assert max(map(cell_len, lines)) <= width
+    assert [line.split()[2] for line in lines[1:5]] == [one.run_id[:8] for one in RUNS]
+    assert lines[1].split()[4:8] == ["active", "1h00m", lines[1].split()[6], "+1m"]
+    assert lines[2].split()[4:6] == ["failure", "10.0s"]
+    assert lines[2].split()[7:] == ["+6s", "337k", "18.0k", "1,800", "<0.1%"]
+    assert lines[4].split()[7:] == ["–", "–", "–", "–", "0%"]
+
+
+def test_bars_compare_runs() -> None:
+    """The longest run fills the column of bars, a run half as long half of it."""
+    runs = [run(1), run(2, end=run(2).start + 5 * SECOND)]
+    first, second = printed(r.RunsTable(tuple(runs), NOON), 120).splitlines()[1:]
+    assert first.count("█") == 2 * second.count("█") > 0
+
+
+def test_summary_line() -> None:
+    """Each pipeline says how its runs went, what is usual and when it last worked."""
+    shown = printed(r.report(RUNS, r.summarise(RUNS, NOON, {"flights": 12.3}), NOON), 200)
+    assert (
+        "flights: 3 runs, 1 success, 1 failure, 1 active, 2 late · usually 12.3 s · "
+        "last success 4h00m ago"
+    ) in shown
+    assert "a_pipeline_with_quite_a_long_name: 1 run, 1 cancellation" in shown
+
+
+def test_outcomes_are_coloured_and_said() -> None:
+    """Colour is only beside the word; without a terminal there is none."""
+    shown = r.report(RUNS, (), NOON)
+    assert "\x1b[31mfailure" in printed(shown, 120, colour=True)
+    assert "\x1b" not in printed(shown, 120)
+
+
+def test_report_json() -> None:
+    """Keys and units of the machine's report are what the docstring promises."""
+    found = r.report_json([FAILED], r.summarise([FAILED], NOON, {"flights": 12.3}), NOON)
+    assert json.loads(json.dumps(found)) == {
+        "runs": [
+            {
+                "run_id": "00000002" + "0" * 24,
+                "trace_id": "02" * 16,
+                "pipeline": "flights",
+                "active": False,
+                "outcome": "failure",
+                "start": "2026-11-21T10:00:00.000Z",
+                "end": "2026-11-21T10:00:10.000Z",
+                "duration": 10.0,
+                "scheduled": None,
+                "attempt": 1,
+                "deadline": "2026-11-21T10:00:04.000Z",
+                "lateness": 6.0,
+                "records_in": 336_776,
+                "records_out": 18_000,
+                "records_rejected": 12,
+                "throughput": 1800.0,
+                "error_ratio": 12 / 18_012,
+                "error_type": "KeyError",
+                "error_message": "column ? is missing",
+                "error_place": "etl.py:12 in transform",
+                "cpu_seconds": 8.0,
+                "memory_peak": 412_000_000,
+                "host": "worker",
+                "pid": 4711,
+                "wait_status": 0,
+                "parent_run_id": None,
+            }
+        ],
+        "pipelines": [
+            {
+                "pipeline": "flights",
+                "runs": 1,
+                "outcomes": {"failure": 1},
+                "late": 1,
+                "usual_duration": 12.3,
+                "last_success": None,
+            }
+        ],
+    }
+
+
+# --- the tree ---------------------------------------------------------------------------------
+
+
+def test_tree_lines() -> None:
+    """Parents come before children, children by start, folded calls as counts at their stage."""
+    lines = tree(FAILED, SPANS, STAGES, OPERATIONS, now=NOON)
+    assert [(line.prefix + line.label, line.seconds, line.note) for line in lines] == [
+        ("flights", 10.0, "KeyError"),
+        ("├ extract", 4.0, ""),
+        ("│ ├ pandas.read_csv weather.csv", 1.0, ""),
+        ("│ └ pandas.fillna ×1,204", 0.9, "(folded)"),
+        ("├ load", 2.0, ""),
+        ("├ load", 2.0, ""),
+        ("├ load", 2.0, ""),
+        ("│ └ GET", 0.001, "Timeout"),
+        ("├ tiny ×5,000", 0.5, "(folded)"),
+        ("└ pandas.merge ×4", None, "(folded; all 7 calls took 200 ms)"),
+    ]
+
+
+def test_orphans_hang_under_the_run() -> None:
+    """A span whose parent is still open, or was never stored, is shown all the same."""
+    orphan = span(FAILED, 5, "orphan", 1, 1, parent_span_id=identity(999))
+    lines = tree(FAILED, [orphan], [], [], now=NOON)
+    assert [line.prefix + line.label for line in lines] == ["flights", "└ orphan"]
+
+
+def big(count: int) -> list[Span]:
+    """One stage with so many details, the last of which failed, and one that took long."""
+    details = [
+        span(FAILED, 100 + i, f"call {i}", i / count, 0.001, parent_span_id=identity(10))
+        for i in range(count)
+    ]
+    long = span(FAILED, 50, "long", 0, 3, parent_span_id=identity(10))
+    failed = span(FAILED, 51, "bad", 3, 0.0001, parent_span_id=identity(10), failed=True)
+    return [SPANS[1], long, *details, failed]
+
+
+def test_big_tree_is_cut_and_counted() -> None:
+    """Of thousands of spans the telling ones are left, and the number of the others is said."""
+    lines = tree(FAILED, big(5_000), [], [], now=NOON)
+    labels = [line.label for line in lines]
+    assert len(lines) <= MOST_SPANS + 2
+    assert {"extract", "long", "bad"} <= set(labels)
+    shown = sum(label.startswith("call") for label in labels)
+    assert labels[-1] == f"… {5_000 - shown:,} more"
+    assert len(tree(FAILED, big(5_000), [], [], now=NOON, most=None)) == 5_004
+
+
+def test_deep_tree() -> None:
+    """Depth is no problem, and the branches in front of a name stay short."""
+    chain = [
+        span(FAILED, 100 + i, f"level {i}", 0, 1, parent_span_id=identity(99 + i))
+        for i in range(3_000)
+    ]
+    lines = tree(FAILED, chain, [], [], now=NOON, most=None)
+    assert len(lines) == 3_001
+    assert max(len(line.prefix) for line in lines) <= 40
+
+
+def test_spans_in_a_circle_do_not_hang() -> None:
+    """Wrong parents, which only a broken foreign library makes, cost their spans and no more."""
+    circle = [
+        span(FAILED, 100, "a", 0, 1, parent_span_id=identity(101)),
+        span(FAILED, 101, "b", 0, 1, parent_span_id=identity(100)),
+    ]
+    assert [line.label for line in tree(FAILED, circle, [], [], now=NOON, most=1)] == ["flights"]
+
+
+# --- show -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_show_fits_and_says_it_all(width: int) -> None:
+    """Header, tree, stages, datasets and error are there, within the console's width."""
+    shown = picture(width)
+    assert max(map(cell_len, shown.splitlines())) <= width
+    for part in (
+        "flights  failure (KeyError)",
+        FAILED.run_id,
+        FAILED.trace_id.hex(),
+        "took 10.0 s",
+        "late by 6.0 s",
+        "336,776 in, 18,000 out, 12 rejected, 1,800 records/s",
+        "8.0 s CPU (80 %), 412 MB memory at its peak",
+        "pandas.fillna ×1,204",
+        "read  file:///data/weather.csv",
+        "26,115",
+        "wrote sqlite:///out.db/flights",
+        "KeyError at etl.py:12 in transform",
+        "column ? is missing",
+    ):
+        assert part in shown
+
+
+def test_bars_share_one_axis() -> None:
+    """A stage's bar begins where the one before it ends."""
+    lines = picture(120).splitlines()
+    extract = next(line for line in lines if "├ extract" in line)
+    load = next(line for line in lines if "├ load" in line)
+    assert abs(load.index("█") - (extract.rindex("█") + 1)) <= 1
+    assert "0 ─" in picture(80)
+
+
+def test_stages_table() -> None:
+    """Records of each stage are exact; a column nobody fills is left out."""
+    lines = picture(120).splitlines()
+    head = next(line for line in lines if line.startswith("stage "))
+    assert head.split() == ["stage", "calls", "took", "in", "out", "rejected", "rec/s", "errors"]
+    row = next(line for line in lines if line.startswith("load "))
+    assert row.split() == ["load", "3", "6.0", "s", "–", "30", "10", "5", "25", "%"]
+
+
+def test_active_run_is_marked() -> None:
+    """A run under way says so, how long so far and how much time is left."""
+    active = run(1, end=None, outcome=None, deadline=NOON + 60 * SECOND)
+    shown = printed(show(active, [], [], [], [], now=NOON), 80)
+    assert "flights  active" in shown
+    assert "took 1h00m so far" in shown
+    assert "1m00s left" in shown
+
+
+def test_many_datasets_are_cut() -> None:
+    """A job that touches thousands of files still has a readable picture."""
+    many = [Dataset(uri=f"file:///data/{i}.csv", direction="in") for i in range(1_000)]
+    shown = printed(show(FAILED, [], [], [], many, now=NOON), 80)
+    assert "… 960 more" in shown
+    everything = printed(show(FAILED, [], [], [], many, now=NOON, everything=True), 80)
+    assert "file:///data/999.csv" in everything
+
+
+def test_show_json() -> None:
+    """The machine gets every span, stage, operation and dataset, uncut."""
+    found = show_json(FAILED, SPANS, STAGES, OPERATIONS, [], now=NOON)
+    assert found["run"]["run_id"] == FAILED.run_id
+    assert [stage["name"] for stage in found["stages"]] == ["extract", "load", "tiny"]
+    assert found["stages"][1]["error_ratio"] == 0.25
+    assert found["operations"][0]["folded"] == 1_204
+    assert found["spans"][2] == {
+        "span_id": "000000000000000b",
+        "parent_span_id": "000000000000000a",
+        "name": "pandas.read_csv",
+        "role": "detail",
+        "start": "2026-11-21T10:00:01.000Z",
+        "duration": 1.0,
+        "failed": False,
+        "attributes": {"pipeline.dataset.uri": "file:///data/weather.csv"},
+    }

@@ -8,9 +8,11 @@ beside it, with an A/A control.
 
 from __future__ import annotations
 
+import json
+import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -35,10 +37,11 @@ from benchmarks.recorder_process import recorder_ends
 from examples import flights_data
 from stagewatch.history import open_history
 
-ROUNDS = 9
+ROUNDS = 7
 SCRIPT = ROOT / "examples" / "flights_etl.py"
 FIRST_LINE = (
-    "import os, time; open(os.environ['BENCH_FIRST_LINE'], 'w').write(str(time.process_time()))\n"
+    "import json, os, time; json.dump([time.process_time(), time.time()], "
+    "open(os.environ['BENCH_FIRST_LINE'], 'w'))\n"
 )
 
 
@@ -47,11 +50,11 @@ def measure() -> list[Row]:
     folder = fresh_directory("flights")
     data = BENCH / "data"
     flights_data.write(data)
-    imports, rest = _halves(SCRIPT.read_text())
+    top, rest = _halves(SCRIPT.read_text())
     script, idle = folder / "flights_etl.py", folder / "idle" / "flights_etl.py"
     idle.parent.mkdir()
-    script.write_text(FIRST_LINE + imports + rest)
-    idle.write_text(FIRST_LINE + imports)
+    script.write_text(top + rest)
+    idle.write_text(top)
     state = folder / "state"
     mark = folder / "first-line"
     more = {
@@ -60,34 +63,25 @@ def measure() -> list[Row]:
         "STAGEWATCH_RECORDER_IDLE": "5m",
     }
     ours_environ = ours_environment(state, **more)
-    walls: dict[str, list[float]] = {"ours": [], "plain": []}
+    walls: dict[str, list[float]] = {"plain": [], "again": [], "ours": []}
 
     with airports_api(data) as api, recorder_ends(state):
         options = ["--data", str(data), "--api", api, "--out", str(folder / "out")]
 
-        def plain(path: Path, arguments: list[str]) -> float:
-            cost = run([str(DEV / "python"), str(path), *arguments], plain_environment(**more))
+        def cpu(name: str, path: Path, arguments: list[str]) -> float:
+            """From the first line on; the wall clock's figure is put aside."""
+            if name == "ours":
+                cost = run(instrumented(DEV, path, *arguments), ours_environ)
+            else:
+                cost = run([str(DEV / "python"), str(path), *arguments], plain_environment(**more))
+            cpu_before, began = json.loads(mark.read_text())
             if path == script:
-                walls["plain"].append(cost.wall)
-            return cost.cpu - float(mark.read_text())
+                walls[name].append(cost.ended - began)
+            return float(cost.cpu - cpu_before)
 
-        def ours(path: Path, arguments: list[str]) -> float:
-            cost = run(instrumented(DEV, path, *arguments), ours_environ)
-            if path == script:
-                walls["ours"].append(cost.wall)
-            return cost.cpu - float(mark.read_text())
-
-        base = interleave(
-            {"plain": partial(plain, idle, []), "ours": partial(ours, idle, [])}, 2 * ROUNDS
-        )
+        base = interleave({name: partial(cpu, name, idle, []) for name in walls}, 2 * ROUNDS)
         whole = interleave(
-            {
-                "plain": partial(plain, script, options),
-                "again": partial(plain, script, options),
-                "ours": partial(ours, script, options),
-            },
-            ROUNDS,
-            warm_up=1,
+            {name: partial(cpu, name, script, options) for name in walls}, ROUNDS, warm_up=1
         )
         counts = _counts(state)
         units = _unit_costs(folder, f"{api}/airports?page=1", data / "airlines.csv")
@@ -98,7 +92,7 @@ def measure() -> list[Row]:
     job = spread(whole["plain"]).median
     accounted = 1 + share / job
     ratio, control = paired(whole["ours"], whole["plain"]), paired(whole["again"], whole["plain"])
-    wall = paired(walls["ours"][1:], walls["plain"][1 : ROUNDS + 1])
+    wall = paired(walls["ours"], walls["plain"])
     listed = ", ".join(f"{counts[name]} × {name} {units[name] * 1e6:.0f} µs" for name in counts)
     return [
         Row(
@@ -126,7 +120,8 @@ def measure() -> list[Row]:
 
 
 def _halves(script: str) -> tuple[str, str]:
-    """What stands above the first function, and the rest."""
+    """What stands above the first function, with the line that notes the CPU, and the rest."""
+    script = script.replace("import ", f"{FIRST_LINE}import ", 1)
     at = script.index("\n\n\n")
     return script[:at], script[at:]
 
@@ -151,35 +146,48 @@ def _counts(state: Path) -> dict[str, int]:
     run([str(DEV / "stagewatch"), "report"], ours_environment(state))
     history = open_history(state, readonly=True)
     last = history.runs("flights", limit=1)[0]
+    spans = dict.fromkeys(("pandas I/O", "pandas span", "request"), 0)
     operations = history.operations(last.run_id)
-    requests = sum(o.calls - o.folded for o in operations if not o.name.startswith("pandas."))
-    spans = sum(o.calls - o.folded for o in operations if o.name.startswith("pandas."))
+    for operation in operations:
+        library, _, name = operation.name.partition(".")
+        is_io = name.startswith(("read_", "to_"))
+        kind = "request" if library != "pandas" else "pandas I/O" if is_io else "pandas span"
+        spans[kind] += operation.calls - operation.folded
     return {
         "stage": sum(stage.calls for stage in history.stages(last.run_id)),
-        "pandas span": spans,
-        "request": requests,
-        "folded call": sum(o.folded for o in operations),
+        **spans,
+        "folded call": sum(operation.folded for operation in operations),
     }
 
 
 def _unit_costs(folder: Path, url: str, file: Path) -> dict[str, float]:
-    """Seconds of CPU that one of each adds: with − without, median of pairs."""
-    state = folder / "units"
-    jobs = {
-        "stage": (["stage"], 50, 1),
-        "pandas span": (["read", str(file)], 100, 15),
-        "request": (["get", url], 50, 15),
-        "folded call": (["fill"], 4_000, 15),
+    """Seconds of CPU that one of each adds: with − without, median of batches."""
+    at_once = {"STAGEWATCH_SPAN_THRESHOLD": "0s"}
+    return {
+        # A stage's calls fold after a hundred: several short-lived workers.
+        "stage": spread([_added(folder, ["stage"], 40, 1) for _ in range(5)]).median,
+        "pandas I/O": _added(folder, ["read", str(file)], 50, 15),
+        "pandas span": _added(folder, ["fill"], 500, 15, at_once),
+        "request": _added(folder, ["get", url], 10, 15),
+        "folded call": _added(folder, ["fill"], 4_000, 15),
     }
-    units = {}
-    for name, (arguments, size, rounds) in jobs.items():
-        script = [str(JOBS / "calls.py"), *arguments]
-        with (
-            recorder_ends(state),
-            Worker([str(DEV / "python"), *script], plain_environment()) as without,
-            Worker(instrumented(DEV, *script), ours_environment(state)) as within,
-        ):
-            # Stages fold after a hundred calls: two batches are all there is to measure.
-            pairs = [(within.batch(size), without.batch(size)) for _ in range(rounds + 1)]
-        units[name] = spread([(a - b) / size for a, b in pairs]).median
-    return units
+
+
+def _added(
+    folder: Path,
+    arguments: list[str],
+    size: int,
+    rounds: int,
+    settings: Mapping[str, str] | None = None,
+) -> float:
+    """Seconds of CPU a call, after one batch to warm up."""
+    script = [str(JOBS / "calls.py"), *arguments]
+    ours = ours_environment(folder / "units", **(settings or {}))
+    with (
+        recorder_ends(folder / "units"),
+        Worker([str(DEV / "python"), *script], plain_environment()) as without,
+        Worker(instrumented(DEV, *script), ours) as within,
+    ):
+        pairs = [(within.batch(size), without.batch(size)) for _ in range(rounds + 1)]
+    added = [(ours - plain) / size for ours, plain in pairs[1:]]
+    return statistics.median(added)

@@ -32,6 +32,8 @@ OURS = ROOT / ".venv-bench" / "bin"
 """stagewatch installed as a wheel with little else, like its rival in `STOCK`."""
 STOCK = ROOT / ".venv-stock" / "bin"
 """opentelemetry-distro: batch span processor and OTLP exporter, as they come."""
+BROKEN = ("Failed to auto initialize", "stagewatch failed")
+"""What a job says on stderr when it went on without telemetry: its figures would flatter us."""
 PATIENCE = 180.0
 """Seconds after which a process is taken to hang."""
 
@@ -211,9 +213,10 @@ def run(command: Sequence[str], environment: Mapping[str, str], expected: int = 
         _, status, usage = os.wait4(process.pid, 0)
         wall, ended = time.perf_counter() - start, time.time()
         process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode != expected:
-            output.seek(0)
-            raise RuntimeError(f"{command}: exit {process.returncode}\n{output.read()[-3000:]}")
+        output.seek(0)
+        said = output.read()
+        if process.returncode != expected or any(words in said for words in BROKEN):
+            raise RuntimeError(f"{command}: exit {process.returncode}\n{said[-3000:]}")
     return Cost(usage.ru_utime + usage.ru_stime, wall, ended)
 
 
@@ -222,15 +225,18 @@ class Worker:
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         BENCH.mkdir(exist_ok=True)
-        self._process = subprocess.Popen(
-            command,
-            env=environment,
-            cwd=BENCH,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            bufsize=1,
-        )
+        self._said = BENCH / f"worker-{time.time_ns()}.txt"
+        with self._said.open("w") as said:
+            self._process = subprocess.Popen(
+                command,
+                env=environment,
+                cwd=BENCH,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=said,
+                text=True,
+                bufsize=1,
+            )
 
     def batch(self, size: int) -> float:
         """CPU seconds of the whole process for `size` units of work, flushed."""
@@ -244,11 +250,16 @@ class Worker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        """Raises RuntimeError if it worked without the telemetry that was to be measured."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait(PATIENCE)
         self._process.stdout.close()
+        text = self._said.read_text()
+        self._said.unlink()
+        if kind is None and any(words in text for words in BROKEN):
+            raise RuntimeError(f"{self._process.args!r}\n{text[-3000:]}")
 
 
 # --- the receiver -------------------------------------------------------------------------------

@@ -8,11 +8,14 @@ from benchmarks.harness import (
     JOBS,
     OURS,
     Row,
+    Worker,
     fresh_directory,
     instrumented,
     ours_environment,
+    plain_environment,
     receiver,
     run,
+    spread,
 )
 from benchmarks.recorder_process import find_recorder, recorder_ends
 
@@ -48,12 +51,14 @@ def _rows(protocol: str, otlp_protocol: str, memory_bar: float) -> list[Row]:
         run(instrumented(OURS, JOBS / "burst.py", str(SPANS)), environment)
         arrived = live.wait_for_spans("work", SPANS, patience=60.0)
         us = (recorder.cpu() - before) / SPANS * 1e6
+        bare = _bare_us()
         rss, peak = recorder.rss() / MEGABYTE, recorder.peak_rss() / MEGABYTE
     figures = {
         "idle_rss": idle_rss,
         "rss": rss,
         "peak_rss": peak,
         "us_per_span": us,
+        "bare_us_per_span": bare,
         "idle_cpu": idle,
         "arrived": arrived,
     }
@@ -71,7 +76,7 @@ def _rows(protocol: str, otlp_protocol: str, memory_bar: float) -> list[Row]:
             "≤ 25 µs",
             f"{us:.1f} µs",
             us <= 25.0 and arrived == SPANS,
-            f"{arrived:,} of {SPANS:,} arrived",
+            f"{arrived:,} of {SPANS:,} arrived; a bare SDK span took {bare:.1f} µs just then",
         ),
         Row(
             f"recorder over {protocol.upper()}: CPU when idle",
@@ -81,3 +86,12 @@ def _rows(protocol: str, otlp_protocol: str, memory_bar: float) -> list[Row]:
             f"over {IDLE_SECONDS:.0f} s",
         ),
     ]
+
+
+def _bare_us() -> float:
+    """How fast the machine is at the moment: a span of the bare SDK with five attributes."""
+    size = 2_000
+    with Worker(
+        [str(OURS / "python"), str(JOBS / "spans.py"), "--bare"], plain_environment()
+    ) as bare:
+        return spread([bare.batch(size) / size * 1e6 for _ in range(5)]).median

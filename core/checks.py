@@ -323,8 +323,8 @@ def _connections(addresses: list[Address]) -> dict[Address, str | None]:
             found[where] = None
         except TimeoutError:
             return
-        except OSError as error:
-            found[where] = error.strerror or type(error).__name__
+        except (OSError, ValueError) as error:  # a host name may not even be encodable
+            found[where] = getattr(error, "strerror", None) or type(error).__name__
 
     threads = [threading.Thread(target=connect, args=[one], daemon=True) for one in addresses]
     for thread in threads:

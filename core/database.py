@@ -16,9 +16,10 @@ from stagewatch.model import Role
 FILE: Final = "history.db"
 VERSION: Final = 1
 
-PENDING, SENT, HELD, KEPT, REJECTED = range(5)
-"""States of a span: to be sent; sent; waits for its run's outcome; stays here; refused for good."""
-STATES: Final = ("pending", "sent", "held", "kept", "rejected")
+PENDING, SENT, HELD, KEPT, REJECTED, LOCAL = range(6)
+"""States of a span: to be sent; sent; a detail that waits for its run's outcome; one that was not
+chosen; refused for good; never to be sent, because nothing is or it was not sampled."""
+STATES: Final = ("pending", "sent", "held", "kept", "rejected", "local")
 ROLES: Final = (Role.RUN, Role.STAGE, Role.USER, Role.DETAIL)
 """By their number in the database, in the order in which they are sent."""
 
@@ -36,7 +37,8 @@ create table run(
     records_in int, records_out int, records_rejected int not null default 0, cpu_seconds real,
     memory_peak int, host text not null default '', pid int not null default 0, wait_status int,
     parent_run_id text, late int not null default 0, details_sent int not null default 0,
-    details_cut int not null default 0, has_spans int not null default 0);
+    details_cut int not null default 0, has_spans int not null default 0,
+    has_details int not null default 0);
 create index run_start on run(start);
 create index run_pipeline on run(pipeline, start);
 create index run_stored on run(start) where has_spans;
@@ -64,8 +66,7 @@ create table span(
     run int not null, role int not null, start int not null, seconds real not null,
     failed int not null, state int not null, destination int not null, resource int not null,
     scope int not null, threshold text, record blob not null);
-create unique index span_id on span(span_id, trace_id);
-create index span_run on span(run);
+create unique index span_id on span(run, span_id);
 create index span_pending on span(destination, role, n) where state = 0;
 create table instrument(
     id integer primary key, scope text not null, scope_version text not null, name text not null,

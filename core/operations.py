@@ -17,10 +17,11 @@ from stagewatch import recording as state
 from stagewatch import records, semconv
 from stagewatch.failures import error_type, fail_span
 from stagewatch.model import Dataset
-from stagewatch.recording import Recording, thread
+from stagewatch.recording import Doing, OperationTally, Recording, thread
 from stagewatch.safety import report
-from stagewatch.tracing import add_records, current_stage, detach, on_activity
+from stagewatch.tracing import STAGE_KEY, add_records, current_stage, detach, on_activity
 
+_get_current = otel_context.get_current
 _clock = time.time_ns
 _ticks = time.monotonic_ns
 
@@ -36,25 +37,30 @@ class OperationKind(Struct, frozen=True):
     """May run the user's code or another instrumentor's: has its span before it runs."""
     library: str = ""
     """The part of `name` before the first dot; set by itself."""
+    number: int = 0
+    """Stands for the name in the status page; set by itself."""
 
     def __post_init__(self) -> None:
         force_setattr(self, "library", self.name.partition(".")[0])
+        force_setattr(self, "number", _numbers.setdefault(self.name, len(_numbers) + 1))
+
+
+_numbers: dict[str, int] = {}
 
 
 class Call:
     """An operation under way."""
 
-    __slots__ = ("children", "kind", "outer", "recording", "span", "start", "token", "wall")
+    __slots__ = ("children", "kind", "outer", "recording", "span", "start", "token")
 
-    def __init__(self, recording: Recording, kind: OperationKind, outer: str | None) -> None:
-        self.recording = recording
-        self.kind = kind
+    def __init__(self, outer: str | None) -> None:
         self.outer = outer
-        self.wall = _clock()
         self.span: Span | None = None
         self.token: Any = None
         self.children = False
-        self.start = 0
+        self.recording: Recording
+        self.kind: OperationKind
+        self.start: int
 
 
 open_calls: dict[int, Call] = {}
@@ -67,24 +73,52 @@ def begin(kind: OperationKind) -> Call | None:
     recording = state.active
     if recording is None:
         return None
-    outer = thread.library
+    doing = thread.doing
+    call: Call | None = doing.call
+    if (
+        call is None
+        or call.recording is not recording
+        or doing.library is not None
+        or kind.open
+        or kind.number not in recording.named
+        or on_activity
+    ):
+        return _begin_seldom(recording, doing, kind)
+    # Two microseconds is all there is, beside the thirteen of a pandas call: nothing is made here.
+    call.kind = kind
+    doing.library = kind.library
+    operation = doing.operation
+    operation[1] = call.start = _ticks()
+    operation[0] = kind.number
+    return call
+
+
+def _begin_seldom(recording: Recording, doing: Doing, kind: OperationKind) -> Call | None:
+    outer = doing.library
     if outer == kind.library:
         return None
     try:
-        if on_activity:
-            for hook in tuple(on_activity):
-                hook()
-        call = Call(recording, kind, outer)
-        slot = thread.slot if thread.recording is recording else recording.slot()
-        if slot is not None:
-            slot.show_operation(
-                recording.names.get(kind.name) or recording.number(kind.name), call.wall
-            )
+        for hook in tuple(on_activity):
+            hook()
+        doing = recording.doing()
+        if doing.call is None:
+            doing.call = Call(None)
+            doing.call.recording = recording
+        if kind.number not in recording.named:
+            recording.sink.append(records.NameDefined(kind.number, kind.name))
+            recording.named.add(kind.number)
+        call: Call = doing.call
+        if outer is not None or kind.open:
+            call = Call(outer)
+            call.recording = recording
+        call.kind = kind
+        call.start = _ticks()
         if kind.open:
             _open_span(call)
-        thread.library = kind.library
-        thread.recorded = 0
-        call.start = _ticks()
+        doing.operation[1] = call.start
+        doing.operation[0] = kind.number
+        doing.recorded = 0
+        doing.library = kind.library
         return call
     except Exception as error:
         report(error)
@@ -108,43 +142,48 @@ def end(
     outside, which are the stage's records; None for operations that do neither.
     """
     nanoseconds = _ticks() - call.start
-    thread.library = call.outer
+    doing = thread.doing
+    doing.library = call.outer
+    doing.operation[0] = 0
+    recording = call.recording
+    kind = call.kind
     try:
-        recording, kind = call.recording, call.kind
-        if recording is not state.active:
-            return
-        slot = thread.slot
-        if slot is not None:
-            slot.show_operation(0, 0)
-        if call.token is not None:
-            detach(call.token)
-            open_calls.pop(call.span.get_span_context().span_id, None)  # type: ignore[union-attr]
-        stage = current_stage()
         if (
             error is None
             and nanoseconds < recording.threshold
             and not kind.io
-            and not call.children
+            and call.span is None
+            and recording is state.active
         ):
-            recording.operation(stage.name if stage else "", kind.name).add(
-                nanoseconds, rows_in, rows_out
-            )
+            stage = _get_current().get(STAGE_KEY)
+            tallies = recording.operations_of("") if stage is None else stage.operations  # type: ignore[attr-defined]
+            tally = tallies.get(kind.name) or _new_tally(recording, kind.name)
+            tally.add(nanoseconds, rows_in, rows_out)
+            return
+        if call.token is not None:
+            detach(call.token)
+            open_calls.pop(call.span.get_span_context().span_id, None)  # type: ignore[union-attr]
+        if recording is not state.active:
+            return  # a forked child: the call is the parent's
+        if error is None and nanoseconds < recording.threshold and not (kind.io or call.children):
+            _new_tally(recording, kind.name).add(nanoseconds, rows_in, rows_out)
             return
         if reads is not None or writes is not None:
             add_records(reads, writes)
         known: dict[str, AttributeValue] = {semconv.ROWS_IN: rows_in, semconv.ROWS_OUT: rows_out}
         for dataset in datasets[:1]:
             known.update(dataset_attributes(dataset))
-        span = call.span or _start_span(call)
+        wall = _clock() - (_ticks() - call.start)
+        span = call.span or _start_span(call, wall)
         span.set_attributes({**known, **(attributes or {})})
         if error is not None:
-            fail_span(span, error, recorded=thread.recorded == id(error))
-            thread.recorded = id(error)
-        span.end(call.wall + nanoseconds)
+            fail_span(span, error, recorded=doing.recorded == id(error))
+            doing.recorded = id(error)
+        span.end(wall + nanoseconds)
         recording.sink.append(
             records.OperationEnded(
                 recording.run.run_id,
-                stage.name if stage else "",
+                _stage_name(),
                 kind.name,
                 nanoseconds,
                 rows_in,
@@ -158,17 +197,25 @@ def end(
         report(fault)
 
 
+def _stage_name() -> str:
+    stage = current_stage()
+    return stage.name if stage is not None else ""
+
+
+def _new_tally(recording: Recording, name: str) -> OperationTally:
+    return recording.new_tally(_stage_name(), name)
+
+
 def touch(dataset: Dataset) -> None:
     """A dataset was read or written by the current stage."""
     recording = state.active
     if recording is None:
         return
     try:
-        stage = current_stage()
         recording.sink.append(
             records.DatasetTouched(
                 recording.run.run_id,
-                dataset.stage or (stage.name if stage else ""),
+                dataset.stage or _stage_name(),
                 dataset.direction,
                 dataset.uri,
                 dataset.rows,
@@ -203,12 +250,12 @@ def dataset_attributes(dataset: Dataset) -> dict[str, AttributeValue]:
 
 
 def _open_span(call: Call) -> None:
-    call.span = span = _start_span(call)
+    call.span = span = _start_span(call, _clock())
     open_calls[span.get_span_context().span_id] = call
     call.token = otel_context.attach(trace.set_span_in_context(span))
 
 
-def _start_span(call: Call) -> Span:
+def _start_span(call: Call, wall: int) -> Span:
     recording = call.recording
     context = otel_context.get_current()
     if not trace.get_current_span(context).get_span_context().is_valid:
@@ -221,6 +268,4 @@ def _start_span(call: Call) -> Span:
     stage = current_stage()
     if stage is not None:
         known[semconv.STAGE_NAME] = stage.name
-    return recording.tracer.start_span(
-        call.kind.name, context, attributes=known, start_time=call.wall
-    )
+    return recording.tracer.start_span(call.kind.name, context, attributes=known, start_time=wall)

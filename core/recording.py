@@ -27,13 +27,15 @@ class Cell(Protocol):
     offset: int
 
     def store(self, *values: int) -> None: ...
+    def store_four(self, a: int, b: int, c: int, d: int) -> None: ...
 
 
 class ThreadSlot(Protocol):
     """What the status page shows of one thread."""
 
+    operation: Any
+
     def show_stages(self, cells: list[int], now: int) -> None: ...
-    def show_operation(self, name: int, start: int) -> None: ...
 
 
 class Sink(Protocol):
@@ -115,7 +117,8 @@ class OperationTally:
 
     def add(self, nanoseconds: int, rows_in: int, rows_out: int) -> None:
         """Count one call."""
-        if self._cell is None:
+        cell = self._cell
+        if cell is None:
             run_id, stage, name = self._key
             self._sink.append(
                 records.TallySpilled(
@@ -124,11 +127,11 @@ class OperationTally:
             )
             return
         with self._lock:
-            self._calls += 1
-            self._nanoseconds += nanoseconds
-            self._rows_in += rows_in
-            self._rows_out += rows_out
-            self._cell.store(self._calls, self._nanoseconds, self._rows_in, self._rows_out)
+            self._calls = calls = self._calls + 1
+            self._nanoseconds = nanoseconds = self._nanoseconds + nanoseconds
+            self._rows_in = rows_in = self._rows_in + rows_in
+            self._rows_out = rows_out = self._rows_out + rows_out
+            cell.store_four(calls, nanoseconds, rows_in, rows_out)
 
 
 class StageTally:
@@ -187,21 +190,32 @@ class StageTally:
             )
 
 
-class Thread(threading.local):
-    """What this thread is doing."""
+class Doing:
+    """What one thread is doing."""
 
-    library: str | None = None
-    recording: Recording | None = None
-    slot: ThreadSlot | None = None
-    stages: list[OpenStage]
-    recorded: int = 0
-    """Id of the exception that an inner span has recorded, so that outer ones do not repeat it."""
+    __slots__ = ("call", "library", "operation", "recorded", "recording", "slot", "stages")
 
     def __init__(self) -> None:
-        self.stages = []
+        self.library: str | None = None
+        """Whose operation is open: inside it, further calls of the same library do not count."""
+        self.recording: Recording | None = None
+        self.slot: ThreadSlot | None = None
+        self.operation: Any = [0, 0]
+        """The slot's, or a stand-in where the page has no slot left."""
+        self.stages: list[OpenStage] = []
+        self.recorded = 0
+        """Id of the exception that an inner span has recorded: outer ones do not repeat it."""
+        self.call: Any = None
+        """Used again for every operation that is not nested."""
 
 
-thread = Thread()
+class _Thread(threading.local):
+    def __init__(self) -> None:
+        self.doing = Doing()
+
+
+thread = _Thread()
+"""``thread.doing`` is the calling thread's `Doing`."""
 
 
 class Recording:
@@ -214,21 +228,28 @@ class Recording:
         self.tracer = tracer
         self.threshold = threshold
         self.calls: dict[str, int] = {}
-        self.names: dict[str, int] = {}
-        self.operations: dict[tuple[str, str], OperationTally] = {}
+        self.named: set[int] = set()
+        """Numbers of the operations whose name is in the journal."""
+        self.operations: dict[str, dict[str, OperationTally]] = {}
+        """By stage (empty: none) and name."""
         self.folded: dict[str, StageTally] = {}
         self.without_stage = Counts()
         self.run_cell = sink.run_cell()
 
-    def operation(self, stage: str, name: str) -> OperationTally:
-        key = (stage, name)
-        tally = self.operations.get(key)
-        if tally is None:
-            with self.lock:
-                tally = self.operations.setdefault(
-                    key, OperationTally(self.sink, self.run.run_id, stage, name)
-                )
-        return tally
+    def operations_of(self, stage: str) -> dict[str, OperationTally]:
+        """Tallies of one stage by the operation's name."""
+        found = self.operations.get(stage)
+        if found is None:
+            found = self.operations.setdefault(stage, {})
+        return found
+
+    def new_tally(self, stage: str, name: str) -> OperationTally:
+        """The tally of an operation that `operations_of` does not have yet."""
+        tallies = self.operations_of(stage)
+        with self.lock:
+            if name not in tallies:
+                tallies[name] = OperationTally(self.sink, self.run.run_id, stage, name)
+        return tallies[name]
 
     def folded_stage(self, name: str) -> StageTally:
         tally = self.folded.get(name)
@@ -237,21 +258,16 @@ class Recording:
                 tally = self.folded.setdefault(name, StageTally(self.sink, self.run.run_id, name))
         return tally
 
-    def number(self, name: str) -> int:
-        number = self.names.get(name)
-        if number is None:
-            with self.lock:
-                number = self.names[name] = len(self.names) + 1
-            self.sink.append(records.NameDefined(number, name))
-        return number
-
-    def slot(self) -> ThreadSlot | None:
-        """This thread's place in the status page."""
-        if thread.recording is not self:
-            thread.recording = self
-            thread.slot = self.sink.thread_slot()
-            thread.stages = []
-        return thread.slot
+    def doing(self) -> Doing:
+        """What this thread is doing in this recording."""
+        found = thread.doing
+        if found.recording is not self:
+            found.recording = self
+            found.slot = self.sink.thread_slot()
+            found.operation = found.slot.operation if found.slot else [0, 0]
+            found.stages = []
+            found.call = None
+        return found
 
     def add(self, in_: int | None, out: int | None, rejected: int, retries: int) -> None:
         with self.lock:

@@ -123,6 +123,9 @@ class StageEnded(Struct, array_like=True, tag="E", frozen=True, gc=False):
     memory_peak: int
     active_seconds: float
     """Without the time a generator waited for its consumer."""
+    by_frames: int = 0
+    """Bit 0: *records_in*, bit 1: *records_out* are rows of the function's DataFrames. They are the
+    stage's, but not the run's: every stage that hands a frame on would count it again."""
 
 
 class SpanEnded(Struct, array_like=True, tag="S", frozen=True, gc=False):

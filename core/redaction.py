@@ -76,7 +76,8 @@ def path(text: str) -> str:
 
 
 def stacktrace(text: str) -> str:
-    """A formatted traceback with its frames, and of each exception the type alone."""
+    """A formatted traceback with its frames, of each exception the type alone, and source lines
+    without what stands in quotes."""
     kept: list[str] = []
     source_lines = 0
     for line in text.splitlines():
@@ -89,7 +90,7 @@ def stacktrace(text: str) -> str:
             kept.append(line)
         elif source_lines and line.startswith("    "):
             source_lines -= 1
-            kept.append(line)
+            kept.append(_QUOTED.sub(_without_quoted, line))  # a statement's literal, a password
         elif not line[:1].isspace() and (found := _ERROR_LINE.match(line)):
             source_lines = 0
             kept.append(found[1])

@@ -27,7 +27,8 @@ from stagewatch.safety import report
 FULL_SPANS = 100
 """Calls of one stage name in a run that get a span; the rest fold into a tally."""
 
-_STAGE_KEY = otel_context.create_key("stagewatch-stage")
+STAGE_KEY = otel_context.create_key("stagewatch-stage")
+"""Where the current stage is in an OpenTelemetry context, which threads and tasks hand on."""
 _get_current = otel_context.get_current
 _clock = time.time_ns
 _ticks = time.monotonic_ns
@@ -58,6 +59,7 @@ class OpenStage:
 
     __slots__ = (
         "name",
+        "operations",
         "_active",
         "_cell",
         "_context",
@@ -86,15 +88,17 @@ class OpenStage:
         with recording.lock:
             calls = recording.calls[name] = recording.calls.get(name, 0) + 1
         self._folded = calls > FULL_SPANS
+        self.operations = recording.operations_of(name)
+        """Tallies of the operations folded into this stage."""
         self._start = _clock()
         self._cpu = _cpu_seconds(resource.getrusage(resource.RUSAGE_SELF))
         context = _get_current()
         if not self._folded:
             context = self._open_span(context, attributes)
-        self._context = otel_context.set_value(_STAGE_KEY, self, context)
+        self._context = otel_context.set_value(STAGE_KEY, self, context)
         self._started = self._resumed = _ticks()
         self._token: Any = otel_context.attach(self._context)
-        thread.recorded = 0
+        thread.doing.recorded = 0
 
     def _open_span(
         self, context: otel_context.Context, attributes: Mapping[str, AttributeValue] | None
@@ -117,7 +121,7 @@ class OpenStage:
         )
         span_context = span.get_span_context()
         self._span = span
-        slot = recording.slot()
+        doing = recording.doing()
         self._cell = recording.sink.cell("stage")
         recording.sink.append(
             records.StageStarted(
@@ -133,10 +137,10 @@ class OpenStage:
             )
         )
         self._show()
-        self._thread = thread.stages
+        self._thread = doing.stages
         self._thread.append(self)
-        if slot:
-            slot.show_stages(_offsets(self._thread), self._start)
+        if doing.slot:
+            doing.slot.show_stages(_offsets(self._thread), self._start)
         return trace.set_span_in_context(span, context)
 
     def records(
@@ -177,7 +181,7 @@ class OpenStage:
             self._resumed = _ticks()
             self._token = otel_context.attach(
                 otel_context.set_value(
-                    _STAGE_KEY,
+                    STAGE_KEY,
                     self,
                     trace.set_span_in_context(self._span) if self._span else None,
                 )
@@ -220,6 +224,8 @@ class OpenStage:
             max(0.0, _cpu_seconds(usage) - self._cpu),
             usage.ru_maxrss * 1024,
             self._active / 1e9,
+            (counts.records_in is None and frame_rows_in is not None)
+            | (counts.records_out is None and frame_rows_out is not None) << 1,
         )
         if span is None:
             recording.folded_stage(self.name).add(ended)
@@ -233,8 +239,8 @@ class OpenStage:
             }
         )
         if outcome is not Outcome.SUCCESS and error is not None:
-            fail_span(span, error, recorded=thread.recorded == id(error))
-            thread.recorded = id(error)
+            fail_span(span, error, recorded=thread.doing.recorded == id(error))
+            thread.doing.recorded = id(error)
         span.end(end)
         recording.sink.append(ended)
         self._hide()
@@ -253,8 +259,9 @@ class OpenStage:
             self._cell = None
         if self._thread is not None and self in self._thread:
             self._thread.remove(self)
-            if self._thread is thread.stages and thread.slot:
-                thread.slot.show_stages(_offsets(self._thread), _clock())
+            doing = thread.doing
+            if self._thread is doing.stages and doing.slot:
+                doing.slot.show_stages(_offsets(self._thread), _clock())
 
 
 class _NoStage(OpenStage):
@@ -290,7 +297,7 @@ def enter(name: str, attributes: Mapping[str, AttributeValue] | None = None) -> 
 
 def current_stage() -> OpenStage | None:
     """The innermost stage of this thread or task, if any."""
-    stage = _get_current().get(_STAGE_KEY)
+    stage = _get_current().get(STAGE_KEY)
     return stage if isinstance(stage, OpenStage) else None
 
 

@@ -44,7 +44,7 @@ class Channel:
         self._exporter = exporter
         self._signal = signal
 
-    def send(self, request: Any) -> Reply:
+    def send(self, request: bytes) -> Reply:
         """Send, with the exporter's own retries; at most its timeout (10 s by default)."""
         # In a job, the requests that we make are none of its own.
         token = context.attach(context.set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
@@ -57,8 +57,11 @@ class Channel:
             _quiet.threads.discard(threading.get_ident())
             context.detach(token)
 
-    def hurry(self) -> None:
-        """From now on one attempt a request; one that waits for its next ends now."""
+    def hurry(self, seconds: float) -> None:
+        """From now on one attempt a request, of so many seconds at most.
+
+        One that waits for its next attempt ends now.
+        """
         raise NotImplementedError
 
     def close(self) -> None:
@@ -66,19 +69,21 @@ class Channel:
         with suppress(Exception):
             self._exporter.shutdown()
 
-    def _carry(self, request: Any) -> Reply:
+    def _carry(self, request: bytes) -> Reply:
         raise NotImplementedError
 
 
 class _Http(Channel):
     answer: bytes = b""
 
-    def hurry(self) -> None:
-        self._exporter._client._shutdown_event.set()
+    def hurry(self, seconds: float) -> None:
+        client = self._exporter._client
+        client._timeout = min(client._timeout, seconds)
+        client._shutdown_event.set()
 
-    def _carry(self, request: Any) -> Reply:
+    def _carry(self, request: bytes) -> Reply:
         self.answer = b""
-        result = self._exporter._client.export(request.SerializeToString())
+        result = self._exporter._client.export(request)
         if result.success:
             return Reply(True, rejected=_rejected(self._signal, self.answer))
         status = result.status_code
@@ -91,11 +96,12 @@ class _Http(Channel):
 
 
 class _Grpc(Channel):
-    def hurry(self) -> None:
+    def hurry(self, seconds: float) -> None:
+        self._exporter._timeout = min(self._exporter._timeout, seconds)
         self._exporter._shutdown_in_progress.set()
 
-    def _carry(self, request: Any) -> Reply:
-        result = self._exporter._export(request)
+    def _carry(self, request: bytes) -> Reply:
+        result = self._exporter._export(_message(self._signal, "Request").FromString(request))
         stub = self._exporter._client
         if result.name == "SUCCESS":
             return Reply(True, rejected=_rejected_of(self._signal, stub.answer))
@@ -178,19 +184,19 @@ def _open_grpc(signal: str) -> Channel:
 def _rejected(signal: str, answer: bytes) -> int:
     if not answer:
         return 0
-    from opentelemetry.proto.collector.logs.v1 import logs_service_pb2
-    from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2
-    from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
-
-    message: Any = {
-        "traces": trace_service_pb2.ExportTraceServiceResponse,
-        "metrics": metrics_service_pb2.ExportMetricsServiceResponse,
-        "logs": logs_service_pb2.ExportLogsServiceResponse,
-    }[signal]
     try:
-        return _rejected_of(signal, message.FromString(answer))
+        return _rejected_of(signal, _message(signal, "Response").FromString(answer))
     except Exception:  # some backends answer a protobuf request in JSON
         return 0
+
+
+def _message(signal: str, kind: str) -> Any:
+    """Class of a signal's ``Request`` or ``Response``."""
+    from importlib import import_module
+
+    name = {"traces": "trace"}.get(signal, signal)
+    module = import_module(f"opentelemetry.proto.collector.{name}.v1.{name}_service_pb2")
+    return getattr(module, f"Export{name.title()}Service{kind}")
 
 
 def _rejected_of(signal: str, answer: Any) -> int:

@@ -7,7 +7,6 @@ body is stored first, so that what is not whole does not fit its checksum.
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 import time
@@ -113,9 +112,10 @@ class JournalWriter:
         """Write one record; it is in the kernel's hands when this returns."""
         body = encode(record)
         size = len(body)
+        checksum = zlib.crc32(body)
         with self.lock:
-            # Signal handlers run where something is called: up to `self._at = end` nothing is,
-            # and so no append of a handler's can get the same place.
+            # Signal handlers run after a call: from here to `_pack_frame` there is none, so that
+            # no handler's append gets the same place, and none that raises leaves a gap.
             at = self._at
             end = at + 8 + size
             while end > self._limit:
@@ -126,9 +126,10 @@ class JournalWriter:
             memory, buffer = self._memory, self._buffer
             self._at = end
             buffer[at + 8 : end] = body
-            _pack_frame(buffer, at, size, zlib.crc32(body))
+            _pack_frame(buffer, at, size, checksum)
             if self._copy_on_write and not memory.publish(at, end):
-                self._at = at
+                if self._at == end:
+                    self._at = at
                 self.drop(Words.DROPPED_DISK)
                 return
             self._position += 8 + size
@@ -195,9 +196,11 @@ class JournalWriter:
         _pack_frame(buffer, at, ROLLED, 0)  # `_limit` left room for it
         if self._copy_on_write:
             memory.publish(at, at + FRAME.size)
+        memory.close()  # no append can be under way in it: see there
 
     def _new_segment(self, number: int, capacity: int) -> Memory:
         path = segment_path(self.directory, self.key, number)
+        path.unlink(missing_ok=True)  # one that an exception in a signal handler left unused
         memory = Memory(path, capacity, copy_on_write=self._copy_on_write)
         self._segments.append((path, capacity))
         return memory

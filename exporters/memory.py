@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import weakref
 from pathlib import Path
 
 _PROT_READ_WRITE = 3
@@ -46,12 +45,17 @@ class Memory:
         )
         try:
             os.posix_fallocate(descriptor, 0, size)
-            self.buffer = _private(size) if copy_on_write else _shared(descriptor, size)
+            self._address = 0 if copy_on_write else _map(descriptor, size)
         except BaseException:
             os.unlink(path)
             raise
         finally:
             os.close(descriptor)
+        self.buffer: memoryview = (
+            memoryview(bytearray(size))
+            if copy_on_write
+            else memoryview((ctypes.c_char * size).from_address(self._address)).cast("B")
+        )
 
     def publish(self, start: int, end: int) -> bool:
         """Write ``buffer[start:end]`` to the file, where it is not the file's own memory.
@@ -67,17 +71,12 @@ class Memory:
         except OSError:
             return False
 
-
-def _private(size: int) -> memoryview:
-    return memoryview(bytearray(size))
-
-
-def _shared(descriptor: int, size: int) -> memoryview:
-    address = _map(descriptor, size)
-    pages = (ctypes.c_char * size).from_address(address)
-    # Unmapped with the last view of it: an interrupted writer may still hold one.
-    weakref.finalize(pages, _munmap, address, size).atexit = False
-    return memoryview(pages).cast("B")
+    def close(self) -> None:
+        """Unmap. Who still stores into a view of `buffer` crashes: nobody may hold one."""
+        address, self._address = self._address, 0
+        self.buffer = memoryview(bytearray(0))
+        if address:
+            _munmap(address, self.size)
 
 
 def _map(descriptor: int, size: int) -> int:

@@ -28,9 +28,10 @@ _set_word: Final = _WORD.pack_into
 THREADS: Final = 16
 STACK: Final = 8
 _THREAD: Final = Struct("@" + "Q" * (STACK + 6))
-_OPERATION: Final = Struct("@QQQQ")
+_OPERATION: Final = Struct("@QQ")  # number of the name, start: each word is one store
 _THREADS_AT: Final = 256
 _OPERATIONS_AT: Final = _THREADS_AT + THREADS * 2 * _THREAD.size
+_NOBODY: Final = memoryview(bytearray(_OPERATION.size)).cast("Q")
 _RUN_CELL_AT: Final = 6144
 
 LAYOUTS: Final[dict[str, tuple[str, ...]]] = {
@@ -84,7 +85,17 @@ class Words:
 class Cell:
     """Counters of one thing. `store` is called under the writer's lock."""
 
-    __slots__ = ("_first", "_memory", "_number", "_pack", "_size", "kind", "offset")
+    __slots__ = (
+        "_buffer",
+        "_is_plain",
+        "_memory",
+        "_number",
+        "_pack",
+        "_size",
+        "kind",
+        "offset",
+        "places",
+    )
 
     def __init__(self, memory: Memory, kind: str, offset: int, number: int = 0) -> None:
         layout = _STRUCTS[kind]
@@ -94,13 +105,24 @@ class Cell:
         self._number = number
         self._size = layout.size
         self._pack = layout.pack_into
+        self._buffer = memory.buffer
+        self._is_plain = not (_CHECKED or memory.copy_on_write)
+        self.places = (offset, offset + layout.size)
+
+    def store_four(self, a: int, b: int, c: int, d: int) -> None:
+        """`store` for a cell of four fields, which every folded call goes through."""
+        if self._is_plain:
+            number = self._number = self._number + 1
+            self._pack(self._buffer, self.places[number & 1], number, a, b, c, d, 0, number)
+        else:
+            self.store(a, b, c, d)
 
     def store(self, *values: int) -> None:
         """Replace all fields, in the order of `LAYOUTS`."""
         number = self._number = self._number + 1
-        at = self.offset + self._size * (number & 1)
+        at = self.places[number & 1]
         check = _checksum(values) if _CHECKED else 0
-        self._pack(self._memory.buffer, at, number, *values, check, number)
+        self._pack(self._buffer, at, number, *values, check, number)
         if self._memory.copy_on_write:
             self._memory.publish(at, at + self._size)
 
@@ -108,34 +130,31 @@ class Cell:
 class ThreadSlot:
     """What one thread is doing."""
 
-    __slots__ = ("_memory", "_number", "_operations", "_operations_at", "_thread", "_threads_at")
+    __slots__ = ("_at", "_memory", "_number", "_thread", "operation")
 
     def __init__(self, memory: Memory, index: int, thread: int) -> None:
         self._memory = memory
         self._thread = thread
-        self._threads_at = _THREADS_AT + index * 2 * _THREAD.size
-        self._operations_at = _OPERATIONS_AT + index * 2 * _OPERATION.size
+        self._at = _THREADS_AT + index * 2 * _THREAD.size
         self._number = 0
-        self._operations = 0
+        at = _OPERATIONS_AT + index * _OPERATION.size
+        self.operation: memoryview = (
+            _NOBODY if memory.copy_on_write else memory.buffer[at : at + _OPERATION.size].cast("Q")
+        )
+        """Number of the open operation's name (0: none) and its start on the monotonic clock.
+        Written in place by `stagewatch.operations`, start first: a call would cost as much as all
+        the rest. Not shown where each store is a system call."""
 
     def show_stages(self, cells: list[int], now: int) -> None:
         """Offsets of the cells of the open stages, outermost first."""
         number = self._number = self._number + 1
-        at = self._threads_at + _THREAD.size * (number & 1)
+        at = self._at + _THREAD.size * (number & 1)
         shown = (cells + [0] * STACK)[:STACK]
         values = (self._thread, len(cells), now, *shown)
         check = _checksum(values) if _CHECKED else 0
         _THREAD.pack_into(self._memory.buffer, at, number, *values, check, number)
         if self._memory.copy_on_write:
             self._memory.publish(at, at + _THREAD.size)
-
-    def show_operation(self, name: int, start: int) -> None:
-        """Number of the open operation's name and its start; 0, 0 when it is over."""
-        number = self._operations = self._operations + 1
-        at = self._operations_at + _OPERATION.size * (number & 1)
-        _OPERATION.pack_into(self._memory.buffer, at, number, name, start, number)
-        if self._memory.copy_on_write:
-            self._memory.publish(at, at + _OPERATION.size)
 
 
 class PageWriter:
@@ -205,6 +224,7 @@ class OpenThread(NamedTuple):
     operation: int
     """Number of the open operation's name (`NameDefined`), 0 if none."""
     operation_start: int
+    """Nanoseconds of this host's monotonic clock; meaningless if *operation* is 0."""
 
 
 class PageReader:
@@ -244,19 +264,16 @@ class PageReader:
         """Threads that showed anything."""
         for index in range(THREADS):
             values = self._newest(_THREAD, _THREADS_AT + index * 2 * _THREAD.size)
-            operation = self._newest(
-                _OPERATION, _OPERATIONS_AT + index * 2 * _OPERATION.size, checked=False
+            name, start = _OPERATION.unpack_from(
+                self._buffer, _OPERATIONS_AT + index * _OPERATION.size
             )
-            if values is None and operation is None:
+            if values is None and not start:
                 continue
             thread, depth, since = values[1:4] if values else (0, 0, 0)
             stages = values[4 : 4 + min(depth, STACK)] if values else ()
-            name, start = operation[1:3] if operation else (0, 0)
             yield OpenThread(thread, stages, since, name, start)
 
-    def _newest(
-        self, layout: Struct, offset: int, *, checked: bool = True
-    ) -> tuple[int, ...] | None:
+    def _newest(self, layout: Struct, offset: int) -> tuple[int, ...] | None:
         for _ in range(1000):
             best: tuple[int, ...] | None = None
             for at in (offset, offset + layout.size):
@@ -265,7 +282,7 @@ class PageReader:
                 values = layout.unpack_from(self._buffer, at)
                 (head,) = _WORD.unpack_from(self._buffer, at)
                 whole = tail and values[0] == values[-1] == tail == head
-                if whole and checked and _CHECKED and values[-2] != _checksum(values[1:-2]):
+                if whole and _CHECKED and values[-2] != _checksum(values[1:-2]):
                     whole = False
                 if whole and (best is None or values[0] > best[0]):
                     best = values

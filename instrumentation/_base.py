@@ -9,22 +9,32 @@ user's module had taken from it by then stay what they were.
 from __future__ import annotations
 
 import functools
-import os
+import logging
 import sys
 from collections.abc import Callable, Mapping
-from types import CodeType, FunctionType, ModuleType
+from contextlib import suppress
+from types import FunctionType, ModuleType
 from typing import Any
 
 import wrapt
 from msgspec import Struct
+from opentelemetry.instrumentation.dependencies import get_dependency_conflicts
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
 
 from stagewatch.operations import OperationKind, begin, end
 from stagewatch.safety import guarded, report
 
+_logger = logging.getLogger(__name__)
+
 Function = Callable[..., Any]
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
+
+
+UNSEEN = "<stagewatch importlib._bootstrap>"
+"""File of every wrapper's code: `warnings.warn` passes over frames with these two words in their
+file's name when it counts ``stacklevel``, so that a library's warning still names the user's line.
+"""
 
 
 class Patch(Struct, frozen=True):
@@ -46,17 +56,24 @@ class _Applied(Struct, frozen=True):
 
 
 class Instrumentor(BaseInstrumentor):  # type: ignore[misc]
-    """An OpenTelemetry instrumentor that is nothing but a table of patches."""
+    """An OpenTelemetry instrumentor that is nothing but a table of patches.
+
+    Until the library is imported it costs nothing but a place in `sys.meta_path`.
+    """
 
     library: str
     """Import name of the package."""
-    supports: str
-    """Requirement, such as ``pandas >= 2.2``."""
-    patches: tuple[Patch, ...] = ()
+    requires: tuple[str, ...]
+    """Requirements, such as ``pandas >= 2.2``; looked at when the library is imported."""
     _session: _Session | None = None
 
+    def patches(self) -> tuple[Patch, ...]:
+        """The table; asked for just before the library is imported."""
+        raise NotImplementedError
+
     def instrumentation_dependencies(self) -> tuple[str, ...]:
-        return (self.supports,)
+        """What has to be installed for this to do anything."""
+        return self.requires
 
     @property
     def applied(self) -> tuple[str, ...]:
@@ -65,8 +82,12 @@ class Instrumentor(BaseInstrumentor):  # type: ignore[misc]
             return ()
         return tuple(sorted({f"{a.owner.__name__}.{a.name}" for a in self._session.applied}))
 
+    def _check_dependency_conflicts(self) -> None:
+        """Not yet: reading what is installed takes milliseconds, in every process."""
+
     def _instrument(self, **_: Any) -> None:
-        self._session = _Session(self.library, self.patches)
+        self._session = _Session(self)
+        self._session.start()
 
     def _uninstrument(self, **_: Any) -> None:
         if self._session is not None:
@@ -77,12 +98,37 @@ class Instrumentor(BaseInstrumentor):  # type: ignore[misc]
 class _Session:
     """The time between `instrument` and `uninstrument`; its hooks do nothing afterwards."""
 
-    def __init__(self, library: str, patches: tuple[Patch, ...]) -> None:
-        self.library = library
-        self.patches = patches
+    def __init__(self, instrumentor: Instrumentor) -> None:
+        self.instrumentor = instrumentor
+        self.library = instrumentor.library
+        self.patches: tuple[Patch, ...] = ()
         self.applied: list[_Applied] = []
-        self.over = False
-        for module in dict.fromkeys(patch.module for patch in patches):
+        self.begun = self.over = False
+
+    def start(self) -> None:
+        if self.library in sys.modules:
+            self.begin()
+            return
+        # wrapt's finder has to come after this one, to see the hooks that `begin` registers.
+        on_import(self.library, lambda _: None)
+        sys.meta_path.insert(0, self)
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        """The import system looks for *name*; if it is the library, this is the moment."""
+        if name == self.library:
+            self.begin()
+
+    @guarded
+    def begin(self) -> None:
+        if self.begun or self.over:
+            return
+        self.begun = True
+        conflict = get_dependency_conflicts(self.instrumentor.requires)
+        if conflict is not None:
+            _logger.debug("%s is not watched: %s", self.library, conflict)
+            return
+        self.patches = self.instrumentor.patches()
+        for module in dict.fromkeys(patch.module for patch in self.patches):
             with guarded:
                 on_import(module, functools.partial(self.apply, late=module in sys.modules))
 
@@ -115,19 +161,8 @@ class _Session:
     def _wrap(self, patch: Patch, original: Function) -> Function:
         wrapper = functools.wraps(original)(patch.wrap(original))
         if isinstance(wrapper, FunctionType):
-            wrapper.__code__ = self._disguised(wrapper.__code__)
+            wrapper.__code__ = wrapper.__code__.replace(co_filename=UNSEEN)
         return wrapper
-
-    def _disguised(self, code: CodeType) -> CodeType:
-        """The wrapper's frame as one of the library's own.
-
-        Libraries name the first frame outside of their folder in a warning: that is to be the
-        user's line, never ours.
-        """
-        if code.co_filename != __file__ and not code.co_filename.startswith(_OUR_FOLDER):
-            return code  # the patch has already chosen
-        file = getattr(sys.modules.get(self.library), "__file__", None) or self.library
-        return code.replace(co_filename=os.path.join(os.path.dirname(file), "<stagewatch>"))
 
     def _rebind(self, name: str, old: Any, new: Any, prefix: str) -> None:
         for key, module in list(sys.modules.items()):
@@ -136,6 +171,8 @@ class _Session:
 
     def undo(self) -> None:
         self.over = True
+        with suppress(ValueError):
+            sys.meta_path.remove(self)
         for applied in reversed(self.applied):
             with guarded:
                 if vars(applied.owner).get(applied.name) is applied.replacement:
@@ -143,9 +180,6 @@ class _Session:
                 if isinstance(applied.owner, ModuleType):
                     self._rebind(applied.name, applied.replacement, applied.original, "")
         self.applied.clear()
-
-
-_OUR_FOLDER = os.path.dirname(__file__) + os.sep
 
 
 def on_import(module: str, hook: Callable[[ModuleType], None]) -> None:

@@ -76,9 +76,9 @@ class Binding:
 
     def start(self) -> None:
         """Bind what is loaded, and from now on what is to come."""
-        for name in {target.module for target in self._targets} - {SCRIPT}:
+        for name in self._modules():
             self._bind_module(name)
-        sys.meta_path.insert(0, self._imports)
+        self._watch_imports()
         start_up = getattr(sys.modules.get("sitecustomize"), "__spec__", None)
         still_starting = getattr(start_up, "_initializing", False)
         if not still_starting or not on_initializing(start_up, self._at_start_up):
@@ -90,8 +90,8 @@ class Binding:
             self._script_watch.stop()
         with suppress(ValueError):
             sys.meta_path.remove(self._imports)
-        with suppress(ValueError):
-            tracing.on_activity.remove(self.bind_loaded)
+        self._forget_activity()
+        self._targets.clear()
         while self._undo:
             with guarded:
                 self._undo.pop()()
@@ -99,10 +99,19 @@ class Binding:
     def bind_loaded(self) -> None:
         """Bind what the script has bound meanwhile; done with it, leave `tracing.on_activity`."""
         self._bind_script(vars(sys.modules[SCRIPT]))
-        if not self._script_lacks() and self.bind_loaded in tracing.on_activity:
-            tracing.on_activity.remove(self.bind_loaded)
+        if not self._script_lacks():
+            self._forget_activity()
 
     # --- modules --------------------------------------------------------------------------
+
+    def _modules(self) -> set[str]:
+        return {target.module for target in self._targets} - {SCRIPT}
+
+    def _watch_imports(self) -> None:
+        if self._modules():
+            with suppress(ValueError):
+                sys.meta_path.remove(self._imports)
+            sys.meta_path.insert(0, self._imports)
 
     def _declares(self, module: str) -> bool:
         return any(target.module == module for target in self._targets)
@@ -112,9 +121,9 @@ class Binding:
             namespace = frame.f_globals
             if namespace.get("__name__") != name:
                 return None
-            return Body(frame, self._names({name}), lambda: self._bind_in({name}, namespace))
+            return Body(frame.f_code, self._names({name}), lambda: self._bind_in({name}, namespace))
 
-        return body_watch(find, lambda: None)
+        return body_watch(find, lambda complete: None)
 
     def _bind_module(self, name: str) -> None:
         module = sys.modules.get(name)
@@ -128,30 +137,31 @@ class Binding:
             self._watch_script()
 
     def _watch_script(self) -> None:
-        # Whatever was put in front of us meanwhile finds modules that we would not see.
-        with suppress(ValueError):
-            sys.meta_path.remove(self._imports)
-        sys.meta_path.insert(0, self._imports)
-        self._bind_script(vars(sys.modules[SCRIPT]))
+        self._watch_imports()  # again: whoever is in front of us meanwhile hides modules from us
+        self.bind_loaded()
         self._script_watch = body_watch(self._find_script, self._script_watched)
-        if not self._script_watch.start():
+        if self._script_lacks():
             tracing.on_activity.append(self.bind_loaded)
+        self._script_watch.start()
 
     def _find_script(self, frame: FrameType) -> Body | None:
         namespace = frame.f_globals
         if namespace.get("__name__") not in (SCRIPT, "__mp_main__"):
             return None
         names = self._names(_names_of_script(namespace))
-        body = Body(frame, names, lambda: self._bind_script(namespace))
+        body = Body(frame.f_code, names, lambda: self._bind_script(namespace))
         # A child of multiprocessing runs the script from within its own.
         return None if body.last < 0 and _runs_script_later() else body
 
-    def _script_watched(self) -> None:
-        for target in tuple(self._unbound):
-            if target.module != SCRIPT:
-                self._bind_module(target.module)
-        if self._script_lacks():
-            tracing.on_activity.append(self.bind_loaded)
+    def _script_watched(self, complete: bool) -> None:
+        for name in self._modules():
+            self._bind_module(name)
+        if complete:
+            self._forget_activity()
+
+    def _forget_activity(self) -> None:
+        with suppress(ValueError):
+            tracing.on_activity.remove(self.bind_loaded)
 
     def _script_lacks(self) -> bool:
         names = _names_of_script(vars(sys.modules[SCRIPT]))

@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import sqlite3
 import stat
 import sys
+from datetime import date
 from fnmatch import fnmatchcase
 from typing import Any
 from urllib.parse import urlsplit
@@ -60,7 +60,8 @@ def database(connection: Any) -> str | None:
         text = urlsplit(connection)
         where = text.netloc.rpartition("@")[2]
         return _database(text.scheme.partition("+")[0], where, text.path.removeprefix("/"))
-    if isinstance(connection, sqlite3.Connection):
+    sqlite3 = sys.modules.get("sqlite3")
+    if sqlite3 is not None and isinstance(connection, sqlite3.Connection):
         return _database("sqlite", "", _sqlite_file(connection))
     url = getattr(getattr(connection, "engine", None), "url", None)
     if url is None:
@@ -76,9 +77,9 @@ def _database(backend: str, where: str, name: str) -> str:
     return f"{backend}://{where}/{name}"
 
 
-def _sqlite_file(connection: sqlite3.Connection) -> str:
+def _sqlite_file(connection: Any) -> str:
     # The plain class and no row factory: the user's may do anything.
-    cursor = sqlite3.Cursor(connection)
+    cursor = sys.modules["sqlite3"].Cursor(connection)
     cursor.row_factory = None
     try:
         return next((file for _, name, file in cursor.execute("PRAGMA database_list")), "")
@@ -183,7 +184,7 @@ def newest_event(frame: Any, column: str | None) -> int | None:
     if column is None or column not in getattr(frame, "columns", ()) or not len(frame):
         return None
     newest = frame[column].max()
-    if isinstance(newest, int | float):
+    if not isinstance(newest, str | date):  # `datetime` and `Timestamp` are dates
         return None
     stamp = sys.modules["pandas"].Timestamp(newest)
     return None if stamp != stamp else int(stamp.as_unit("ns").value)

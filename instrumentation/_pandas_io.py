@@ -55,7 +55,7 @@ def reader(name: str, find: Find, *, always_open: bool = False) -> Callable[[Fun
 
     def look(args: Arguments, kwargs: Keywords, result: Any) -> dict[str, Any]:
         places = find(args, kwargs)
-        if hasattr(result, "index") or isinstance(result, dict):
+        if not hasattr(result, "__next__"):
             rows = rows_of(result)
             found = _describe(places, "in", rows, result)
             return {"rows_out": rows, "reads": rows, "datasets": found}

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iter
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any
 
-from stagewatch.safety import guarded
+from stagewatch.safety import guarded, report
 from stagewatch.tracing import OpenStage, enter
 
 UNSEEN_FILE = "<stagewatch (passed over like importlib._bootstrap)>"
@@ -23,12 +23,14 @@ know them by these two words. So a frame from this file does not change who is w
 
 def _rows(values: Iterable[Any]) -> int | None:
     """Rows of the DataFrames among *values*, None if there is none."""
-    with guarded:
+    try:
         frame = getattr(sys.modules.get("pandas"), "DataFrame", None)
         # The type, not isinstance(): that asks a lazy proxy for its __class__, and wakes it.
         if frame is not None:
             counts = [len(value) for value in values if issubclass(type(value), frame)]
             return sum(counts) if counts else None
+    except Exception as error:
+        report(error)
     return None
 
 

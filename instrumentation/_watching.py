@@ -29,37 +29,39 @@ _PROGRAM = "_stagewatch_on_initializing"
 class Body:
     """The body of a module under way."""
 
-    __slots__ = ("last", "_bind", "_held", "_ids", "_names", "_namespace")
+    __slots__ = ("last", "stores", "_bind", "_line", "_lines")
 
-    def __init__(self, frame: FrameType, names: set[str], bind: Callable[[], None]) -> None:
-        self.last = last_binding(frame.f_code, names)
-        """Offset of the last instruction that can bind a wanted name, -1 if none can."""
+    def __init__(self, code: CodeType, names: set[str], bind: Callable[[], None]) -> None:
+        self.last, self.stores = bindings(code, names)
         self._bind = bind
-        self._names = tuple(names)
-        self._namespace = frame.f_globals
-        self._held: list[Any] = []
-        self._ids: list[int] = []
+        self._line: int | None = None
+        self._lines = {
+            line
+            for start, end, line in code.co_lines()
+            if any(start <= store < end for store in self.stores)
+        }
 
-    def step(self, offset: int) -> bool:
-        """Bind what is there before the instruction at *offset*; False: nothing is to come."""
-        found = self._found()
-        if [id(value) for value in found] != self._ids:
-            with guarded:
-                self._bind()
-            # Held, so that an id means one object; until the next line at most.
-            self._held = self._found()
-            self._ids = [id(value) for value in self._held]
+    def bind(self) -> None:
+        """Wrap what has been bound."""
+        with guarded:
+            self._bind()
+
+    def step(self, offset: int, line: int) -> bool:
+        """Wrap what the line before has bound; False: from *offset* on nothing is to come."""
+        if self._line in self._lines:
+            self.bind()
+        self._line = line
         return offset <= self.last
 
-    def _found(self) -> list[Any]:
-        return [self._namespace.get(name) for name in self._names]
 
+def bindings(code: CodeType, names: set[str]) -> tuple[int, set[int]]:
+    """Offsets of the instructions of *code* that can bind one of *names*, after that of the last.
 
-def last_binding(code: CodeType, names: set[str]) -> int:
-    """Offset of the last instruction that can bind one of *names*, loops counted to their end."""
-    last, extended = -1, 0
+    The last (-1: there is none) is the end of the loop, where a loop is around a binding.
+    """
+    last, stores, extended = -1, set(), 0
     if names.isdisjoint(code.co_names):
-        return last
+        return last, set()
     raw = code.co_code
     for offset in range(0, len(raw), 2):
         operation, argument = raw[offset], raw[offset + 1] | extended
@@ -67,9 +69,10 @@ def last_binding(code: CodeType, names: set[str]) -> int:
         if operation in _STORES:
             if code.co_names[argument] in names:
                 last = offset
+                stores.add(offset)
         elif operation in _LOOPS and offset + 2 - 2 * argument <= last:
             last = offset
-    return last
+    return last, stores
 
 
 FindBody = Callable[[FrameType], "Body | None"]
@@ -79,7 +82,7 @@ FindBody = Callable[[FrameType], "Body | None"]
 class TraceWatch:
     """Waits for a body to start in this thread, and watches it, with a trace function."""
 
-    def __init__(self, find: FindBody, ended: Callable[[], None]) -> None:
+    def __init__(self, find: FindBody, ended: Callable[[bool], None]) -> None:
         self._find = find
         self._ended = ended
         self._body: Body | None = None
@@ -102,18 +105,15 @@ class TraceWatch:
             sys.settrace(None)
 
     def wake(self) -> None:
-        """Set the trace function again, if the place is still free. To be the last that is called:
-
-        what is called next is traced already.
-        """
+        """Set the trace function again, if its place is free. Call nothing after: it is traced."""
         if self.running and sys.gettrace() is None and threading.get_ident() == self._thread:
             sys.settrace(self._call)
 
-    def _finish(self) -> None:
+    def _finish(self, complete: bool = True) -> None:
         if self.running:
             self.stop()
             with guarded:
-                self._ended()
+                self._ended(complete)
 
     def _on_call(self, frame: FrameType, event: str, argument: Any) -> Any:
         if self._frame is not None:
@@ -135,14 +135,14 @@ class TraceWatch:
     def _on_body(self, frame: FrameType, event: str, argument: Any) -> Any:
         if not self.running or self._body is None or not self._spend():
             return None
-        if not self._body.step(frame.f_lasti) or event == "return":
+        if not self._body.step(frame.f_lasti, frame.f_lineno) or event == "return":
             return self._finish()
         return self._on_body
 
     def _spend(self) -> bool:
         self._left -= 1
         if self._left < 0:
-            self._finish()
+            self._finish(complete=False)
         return self.running
 
     def _sleep(self, frame: FrameType) -> Any:
@@ -169,13 +169,19 @@ class _Alarm:
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None: ...
 
     def __del__(self) -> None:
-        self._watch.wake()
+        try:  # noqa: SIM105  nothing may run after wake(), not even an __exit__
+            self._watch.wake()
+        except Exception:  # at the interpreter's end even `sys` may be gone
+            pass
 
 
 class MonitoringWatch:
-    """The same with `sys.monitoring`, in whatever thread."""
+    """The same with `sys.monitoring`, in whatever thread.
 
-    def __init__(self, find: FindBody, ended: Callable[[], None]) -> None:
+    It is told of every instruction of the body once, and again only of those behind a binding.
+    """
+
+    def __init__(self, find: FindBody, ended: Callable[[bool], None]) -> None:
         self._find = find
         self._ended = ended
         self._body: Body | None = None
@@ -203,14 +209,17 @@ class MonitoringWatch:
         monitoring.set_events(self._tool, 0)
         if self._code is not None:
             monitoring.set_local_events(self._tool, self._code, 0)
-        for event in (events.PY_START, events.LINE, events.PY_RETURN):
+        for event in (events.PY_START, events.INSTRUCTION):
             monitoring.register_callback(self._tool, event, None)
         monitoring.free_tool_id(self._tool)
 
     def _finish(self) -> None:
-        if self.running:
-            self.stop()
-            self._ended()
+        with guarded:
+            if self.running:
+                if self._body is not None:
+                    self._body.bind()
+                self.stop()
+                self._ended(True)
 
     def _on_start(self, code: CodeType, offset: int) -> Any:
         if code.co_name != "<module>":
@@ -227,27 +236,25 @@ class MonitoringWatch:
         monitoring, events, tool = self._monitoring, self._monitoring.events, self._tool
         self._code = code
         monitoring.set_events(tool, 0)
-        monitoring.register_callback(tool, events.LINE, self._on_line)
-        monitoring.register_callback(tool, events.PY_RETURN, self._on_return)
-        monitoring.set_local_events(tool, code, events.LINE | events.PY_RETURN)
+        monitoring.register_callback(tool, events.INSTRUCTION, self._on_instruction)
+        monitoring.set_local_events(tool, code, events.INSTRUCTION)
 
-    def _on_line(self, code: CodeType, line: int) -> None:
-        with guarded:
-            if self._body is None or not self._body.step(sys._getframe(1).f_lasti):
-                self._finish()
-
-    def _on_return(self, code: CodeType, offset: int, value: Any) -> None:
-        with guarded:
-            if self._body is not None:
-                self._body.step(offset)
+    def _on_instruction(self, code: CodeType, offset: int) -> Any:
+        body = self._body
+        if body is None or offset > body.last:
             self._finish()
+            return None
+        if offset - 2 not in body.stores:
+            return self._monitoring.DISABLE
+        body.bind()
+        return None
 
 
 BodyWatch = TraceWatch | MonitoringWatch
 
 
-def body_watch(find: FindBody, ended: Callable[[], None]) -> BodyWatch:
-    """The watch of this Python; *ended* is called when it ends by itself."""
+def body_watch(find: FindBody, ended: Callable[[bool], None]) -> BodyWatch:
+    """*ended* is called when it ends by itself: True if all is bound, False if too dear."""
     return (TraceWatch if sys.version_info < (3, 12) else MonitoringWatch)(find, ended)
 
 

@@ -185,27 +185,19 @@ class RequestsInstrumentor(Instrumentor):
     """Watches requests from its import on; upstream's own entry point must not be loaded too."""
 
     library = "requests"
-    supports = "requests ~= 2.0"
-    patches = (
-        # At the end of the package's import, so that ours lies around upstream's.
-        Patch("requests", "sessions.Session.send", _send),
-        Patch("requests", "adapters.Retry.increment", _increment),
-    )
+    requires = ("requests ~= 2.0", "opentelemetry-instrumentation-requests >= 0.66b0")
     _upstream: Any = None
-    _wanted = False
 
-    def instrumentation_dependencies(self) -> tuple[str, ...]:
-        """requests itself, and upstream's instrumentor."""
-        return (self.supports, "opentelemetry-instrumentation-requests >= 0.66b0")
-
-    def _instrument(self, **kwargs: Any) -> None:
-        self._wanted = True
-        with guarded:
-            on_import("requests", self._start_upstream)
-        super()._instrument(**kwargs)
+    def patches(self) -> tuple[Patch, ...]:
+        """Applied at the end of the package's import, and after upstream's: ours lie outside."""
+        on_import("requests", self._start_upstream)
+        return (
+            Patch("requests", "sessions.Session.send", _send),
+            Patch("requests", "adapters.Retry.increment", _increment),
+        )
 
     def _start_upstream(self, _: ModuleType) -> None:
-        if not self._wanted or self._upstream is not None:
+        if self._session is None or self._upstream is not None:
             return
         from opentelemetry.instrumentation.requests import RequestsInstrumentor as Upstream
 
@@ -219,7 +211,6 @@ class RequestsInstrumentor(Instrumentor):
         self._upstream = upstream
 
     def _uninstrument(self, **kwargs: Any) -> None:
-        self._wanted = False
         super()._uninstrument(**kwargs)
         upstream, self._upstream = self._upstream, None
         if upstream is not None:

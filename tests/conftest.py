@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from recorded import Clock, Recorded
+
 from stagewatch import operations, safety, tracing
 from stagewatch.model import Pipeline
+from tests.recorded import Clock, Recorded
 
 
 @pytest.fixture

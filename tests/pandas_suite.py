@@ -1,6 +1,6 @@
 """pandas' own tests, with and without us: what fails only with us is our fault.
 
-    python -m tests.pandas_suite [-n WORKERS] [TESTS ...]
+    python tests/pandas_suite.py [-n WORKERS] [TESTS ...]
 
 TESTS are paths below ``pandas/tests``; without any the set named in `PARTS` runs (minutes). Prints
 the tests whose result differs and exits 1 if there is one. Missing data files fail both times.
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,9 @@ def main() -> int:
     arguments.add_argument("tests", nargs="*", default=PARTS)
     options = arguments.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        bare = run(Path(folder, "bare"), False, options.tests, options.workers)
-        ours = run(Path(folder, "ours"), True, options.tests, options.workers)
+        sides = ((Path(folder, "bare"), False), (Path(folder, "ours"), True))
+        with ThreadPoolExecutor() as both:
+            bare, ours = both.map(lambda side: run(*side, options.tests, options.workers), sides)
     changed = {
         name: (bare.get(name, "not run"), ours.get(name, "not run"))
         for name in sorted(bare.keys() | ours.keys())

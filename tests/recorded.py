@@ -10,6 +10,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.id_generator import IdGenerator
+
 from stagewatch import operations, recording, tracing
 from stagewatch.exporters.journal import (
     JournalWriter,
@@ -122,6 +123,7 @@ class Recorded:
     def close(self) -> None:
         tracing.detach(self.token)
         recording.stop()
+        recording.thread.doing = recording.Doing()
         tracing.before_stage_ends.clear()
         tracing.after_stage_ended.clear()
         operations.open_calls.clear()

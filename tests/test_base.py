@@ -86,8 +86,10 @@ def instrumentor() -> Iterator[tuple[Instrumentor, list[str]]]:
 
     class Ours(Instrumentor):
         library = "patched_library"
-        supports = "pytest"
-        patches = tuple(Patch("patched_library.core", p, _counting(calls)) for p in paths)
+        requires = ("pytest",)
+
+        def patches(self) -> tuple[Patch, ...]:
+            return tuple(Patch("patched_library.core", p, _counting(calls)) for p in paths)
 
     found = Ours()
     yield found, calls
@@ -172,13 +174,15 @@ def test_a_failing_patch_does_not_stop_the_others(library: str) -> None:
 
     class Ours(Instrumentor):
         library = "patched_library"
-        supports = "pytest"
-        patches = (
-            Patch("patched_library.core", "double", broken),
-            Patch("patched_library.core", "no_such_name", broken),
-            Patch("patched_library.core", "NoClass.method", broken),
-            Patch("patched_library.core", "fail", _counting([])),
-        )
+        requires = ("pytest",)
+
+        def patches(self) -> tuple[Patch, ...]:
+            return (
+                Patch("patched_library.core", "double", broken),
+                Patch("patched_library.core", "no_such_name", broken),
+                Patch("patched_library.core", "NoClass.method", broken),
+                Patch("patched_library.core", "fail", _counting([])),
+            )
 
     swallowed = safety.swallowed
     ours = Ours()
@@ -198,14 +202,11 @@ def test_an_error_of_ours_costs_only_the_telemetry(library: str, recorded: Any) 
 
     class Ours(Instrumentor):
         library = "patched_library"
-        supports = "pytest"
-        patches = (
-            Patch(
-                "patched_library.core",
-                "double",
-                operation(lambda a, k: OperationKind("patched.x"), lambda a, k, r: {}[r]),
-            ),
-        )
+        requires = ("pytest",)
+
+        def patches(self) -> tuple[Patch, ...]:
+            raises = operation(lambda a, k: OperationKind("patched.x"), lambda a, k, r: {}[r])
+            return (Patch("patched_library.core", "double", raises),)
 
     ours = Ours()
     ours.instrument()
@@ -284,3 +285,24 @@ def test_an_unimported_library_costs_nothing() -> None:
         "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_a_library_of_another_version_is_left_alone(library: str) -> None:
+    """What it requires is looked at when the library is imported."""
+
+    class Ours(Instrumentor):
+        library = "patched_library"
+        requires = ("pytest < 1",)
+
+        def patches(self) -> tuple[Patch, ...]:
+            raise AssertionError("nobody asked for the table")
+
+    before = list(sys.meta_path)
+    ours = Ours()
+    ours.instrument()
+    try:
+        assert not hasattr(importlib.import_module(library).double, "__wrapped__")
+        assert ours.applied == ()
+    finally:
+        ours.uninstrument()
+    assert [finder for finder in sys.meta_path if finder not in before] == []

@@ -75,7 +75,8 @@ def test_help_is_quick_and_complete(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment(tmp_path), capture_output=True, text=True
     )
-    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
     for command in ("report", "show", "ship", "doctor", "schema"):
         assert f"    {command} " in done.stdout
     assert "opentelemetry-instrument python etl.py" in done.stdout

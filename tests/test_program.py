@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+
 from stagewatch.exporters.journal import start_ticks
 from stagewatch.program import ParentRun, Program, parent_run, program
 

@@ -7,6 +7,7 @@ import traceback
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from stagewatch import redaction
 
 

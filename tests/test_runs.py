@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from jobs import Jobs, wait_for
+
 from stagewatch.model import Outcome
+from tests.jobs import Jobs, wait_for
 
 
 @pytest.fixture
@@ -162,7 +163,7 @@ def test_threads_and_tasks_are_in_the_trace(jobs: Jobs) -> None:
 
 
 def test_output_ends_with_the_job(jobs: Jobs) -> None:
-    """``out=$(job)`` and ``job | cat`` end when the job does: the recorder holds none of its files."""
+    """``out=$(job)`` and ``job | cat`` end with the job: the recorder holds none of its files."""
     jobs.script("print('hello')")
     for command in (
         "out=$(opentelemetry-instrument python etl.py); echo $out",

@@ -7,8 +7,9 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.trace.span import TraceState
-from recorded import START, Recorded
+
 from stagewatch.records import ScopeDefined
+from tests.recorded import START, Recorded
 
 
 def test_every_field(recorded: Recorded) -> None:

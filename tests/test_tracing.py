@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
-from recorded import START, Clock, Recorded
+
 from stagewatch import operations, recording, semconv, tracing
 from stagewatch.model import Dataset, Pipeline
 from stagewatch.operations import OperationKind
@@ -22,6 +22,7 @@ from stagewatch.records import (
     TallyDefined,
     TallySpilled,
 )
+from tests.recorded import START, Clock, Recorded
 
 FILL = OperationKind("pandas.fillna")
 READ = OperationKind("pandas.read_csv", io=True)
@@ -189,7 +190,7 @@ def test_failed_call_is_a_span(recorded: Recorded) -> None:
 
 
 def test_stage_calls_fold_after_a_hundred(recorded: Recorded, clock: Clock) -> None:
-    """The 101st call leaves no span; its duration, records and failures are counted all the same."""
+    """The 101st call leaves no span; duration, records and failures are counted all the same."""
     for number in range(103):
         failing = number == 102
         try:
@@ -286,7 +287,7 @@ def test_page_shows_what_is_open(recorded: Recorded, clock: Clock) -> None:
         (thread,) = recorded.page().threads()
         cells = [recorded.page().cell("stage", offset) for offset in thread.stages]
         assert [cell and cell["records_out"] for cell in cells] == [0, 5]
-        assert (thread.operation, thread.operation_start) == (1, clock.now)
+        assert (thread.operation, thread.operation_start) == (FILL.number, clock.now)
         operations.end(call)
         assert next(iter(recorded.page().threads())).operation == 0
     assert next(iter(recorded.page().threads())).stages == ()

@@ -103,7 +103,7 @@ class Books(Struct, frozen=True):
         """Write *batch*; its increments end at *now*, or where the journal's newest record does."""
         now = max(now, journal.seen, journal.since + 1)
         if batch.spans:
-            rows.add_spans(self.link, journal.run, batch.spans)
+            rows.add_spans(self.link, journal.run, batch.spans, details=batch.has_details)
         if batch.operations:
             rows.add_operations(self.link, journal.run, batch.operations)
             for (stage, name), one in batch.operations.items():

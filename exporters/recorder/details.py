@@ -56,8 +56,8 @@ with recursive found(span_id, trace_id, parent, n, rank) as (
     union
     select above.span_id, above.trace_id, above.parent, above.n, found.rank
     from found join span above
-    on above.span_id = found.parent and above.trace_id = found.trace_id
-    where above.run = :run and above.role = 3 and above.state in ({held}, {kept})
+    on above.run = :run and above.span_id = found.parent and above.trace_id = found.trace_id
+    where above.role = 3 and above.state in ({held}, {kept})
 )
 select n, min(rank) from found where n > 0 group by n
 """
@@ -71,13 +71,15 @@ def decide(
     *everything*: it failed or was late; else *seconds* is its duration. May be called again for
     details that come later. Returns how many were cut by the cap this time.
     """
+    has_any, sent, cut = link.execute(
+        "select has_details, details_sent, details_cut from run where id = ?", [run]
+    ).fetchone()
+    if not has_any:
+        return 0
     limit = threshold(settings.ratio)
     link.create_function("is_sampled", 2, is_sampled, deterministic=True)
     link.execute("create temp table if not exists chosen(n integer primary key, rank int)")
     link.execute("delete from chosen")
-    sent, cut = link.execute(
-        "select details_sent, details_cut from run where id = ?", [run]
-    ).fetchone()
     # One that was kept when a child process ended may still be wanted when its run fails.
     states = f"{HELD}, {KEPT}" if everything and not cut else f"{HELD}"
     values = {

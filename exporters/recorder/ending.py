@@ -8,7 +8,7 @@ from typing import Final
 from msgspec import Struct
 
 from stagewatch import measures, semconv
-from stagewatch.database import KEPT, PENDING
+from stagewatch.database import LOCAL, PENDING
 from stagewatch.exporters.page import PageReader, Words
 from stagewatch.exporters.recorder import closing, increments, rows
 from stagewatch.exporters.recorder.books import (
@@ -21,6 +21,7 @@ from stagewatch.exporters.recorder.books import (
     exiting_of_successor,
 )
 from stagewatch.exporters.recorder.increments import Increment
+from stagewatch.exporters.recorder.live import stage_cell
 from stagewatch.exporters.recorder.outcome import Verdict, judge
 from stagewatch.exporters.recorder.taking import count_stage
 from stagewatch.measures import SECOND
@@ -78,9 +79,7 @@ def _end_stage(
 ) -> None:  # fmt: skip
     started, ended = stage.started, stage.ended
     if ended is None:
-        cell = page.cell("stage", started.cell) if page and started.cell else None
-        if cell is not None and cell["span_id"] != int.from_bytes(started.span_id, "big"):
-            cell = None  # released, and given to another stage
+        cell = stage_cell(journal, started.span_id, page) if page else None
         ended = closing.end_stage(started, cell, verdict, end)
         count_stage(books, journal, ended, batch)
     if not stage.spanned:
@@ -158,7 +157,7 @@ def _add_span(
     books: Books, journal: Journal, span: SpanEnded, role: int, sampled: bool, batch: Batch
 ) -> None:
     scope = books.interned.scope(semconv.SCOPE, None, semconv.SCHEMA_URL)
-    state = PENDING if sampled and "traces" in books.signals else KEPT
+    state = PENDING if sampled and "traces" in books.signals else LOCAL
     batch.recorded["traces"] += 1
     batch.spans.append(
         rows.span_values(span, journal.run, role, state, books.destination, journal.resource, scope)

@@ -82,7 +82,7 @@ class Follower:
 
     def has_news(self) -> bool:
         """Whether the process wrote anything since the last `read`: a look into memory."""
-        if time.monotonic() < self._pause_until:
+        if self._is_pausing():
             return False
         return self.page is None or self.page.word(Words.JOURNAL_POSITION) != self._seen
 
@@ -91,6 +91,8 @@ class Follower:
 
         *final*: the process is dead, so what is not whole never will be and is skipped.
         """
+        if self._is_pausing():
+            return False
         position = self.page.word(Words.JOURNAL_POSITION) if self.page else -1
         try:
             for records, segment, offset in self._batches(final):
@@ -107,7 +109,7 @@ class Follower:
 
     def close(self, wait_status: int | None, died_at: int | None, lost_host: bool = False) -> bool:
         """The process is dead and read to the end. False if the intake could not; files stay."""
-        if time.monotonic() < self._pause_until:
+        if self._is_pausing():
             return False
         try:
             self._intake.close(
@@ -129,6 +131,10 @@ class Follower:
             return os.fstat(self._descriptor).st_mtime_ns
         except OSError:
             return None
+
+    def is_older(self, seconds: float) -> bool:
+        """Whether the journal was begun, or last changed, longer ago."""
+        return time.time() - os.fstat(self._descriptor).st_mtime > seconds
 
     def forget(self) -> None:
         """Let go of the files, which stay."""
@@ -231,6 +237,9 @@ class Follower:
         )
         os.close(self._descriptor)
         self._descriptor = descriptor
+
+    def _is_pausing(self) -> bool:
+        return time.monotonic() < self._pause_until
 
     def _pause_after(self, error: Exception) -> None:
         report(error)

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from stagewatch import config, measures, semconv
+from stagewatch import config, semconv
 from stagewatch.database import WAITING, connect, transaction
-from stagewatch.exporters.page import PageReader, Words
+from stagewatch.exporters.page import PageReader
 from stagewatch.exporters.recorder import details, increments, rows
 from stagewatch.exporters.recorder.books import (
     Batch,
@@ -23,7 +23,7 @@ from stagewatch.exporters.recorder.books import (
     save_journal,
 )
 from stagewatch.exporters.recorder.ending import Death, end_process
-from stagewatch.exporters.recorder.increments import Increment
+from stagewatch.exporters.recorder.live import Live, note_records
 from stagewatch.exporters.recorder.sender import Sender
 from stagewatch.exporters.recorder.taking import take
 from stagewatch.exporters.recorder.totals import Totals, is_delta
@@ -58,10 +58,11 @@ class Intake:
                 number,
                 frozenset(goal.protocols),
                 rows.Interned(self._link),
-                Totals(self._link, number, delta=is_delta(goal.temporality)),
+                Totals(self._link, number, delta=is_delta(goal)),
                 details.Settings(settings.detail_ratio, settings.detail_cap),
             )
         self._journals: dict[str, Journal] = {}
+        self._live = Live()
         self._ticked = 0
         self._pruned = 0
         self._sender = Sender(state, environ) if sends and goal.protocols else None
@@ -117,11 +118,12 @@ class Intake:
                 end_process(self._books, key, journal, journal.process, page, death)
             save_journal(self._link, key, journal, closed=True)
         del self._journals[key]
+        self._live.forget(journal)
         if self._sender is not None:
             self._sender.wake(totals=True)
 
     def tick(self, pages: Mapping[str, PageReader], now: int) -> None:
-        """Refresh the gauges of active runs, every few seconds at most; prune, every hour."""
+        """Refresh what is known of active runs, every few seconds at most; prune, every hour."""
         if now - self._pruned > _PRUNE_SECONDS * SECOND:
             self._pruned = now
             self._prune(now)
@@ -133,9 +135,17 @@ class Intake:
         ]
         if not alive:
             return
+        by_run: dict[int, list[tuple[Journal, PageReader]]] = {}
         with transaction(self._link):
             for journal, page in alive:
-                self._refresh(journal, page, now)
+                if journal.process is None:
+                    continue
+                found = self._live.gauges(journal, page, now)
+                pipeline = journal.process.pipeline
+                self._books.totals.add(found, pipeline, journal.metric_resource, now)
+                by_run.setdefault(journal.run, []).append((journal, page))
+            for run, members in by_run.items():
+                note_records(self._link, run, members)
 
     def is_busy(self) -> bool:
         """Whether anything waits that this recorder is the one to send."""
@@ -160,20 +170,6 @@ class Intake:
             self._sender.stop(timeout)
         self._link.close()
 
-    def _refresh(self, journal: Journal, page: PageReader, now: int) -> None:
-        opened = journal.opened
-        if opened is None:
-            return
-        active = max(page.word(Words.LAST_ACTIVITY), journal.seen)
-        found = [
-            Increment(semconv.HEARTBEAT, (), now / SECOND),
-            Increment(semconv.LAST_ACTIVITY, (), active / SECOND),
-        ]
-        if opened.deadline is not None:
-            late = measures.lateness(opened.deadline, now)
-            found.append(Increment(semconv.LATENESS, (), late))
-        self._books.totals.add(found, opened.pipeline, journal.metric_resource, now)
-
     def _prune(self, now: int) -> None:
         gone = History(self._link).prune(
             now,
@@ -181,9 +177,10 @@ class Intake:
             runs=self._settings.retention_runs,
             max_bytes=self._settings.retention_bytes,
         )
-        if gone.pending:
-            lost = [increments.dropped("traces", "retention", gone.pending)]
-            with transaction(self._link):
+        with transaction(self._link):
+            self._books.totals.prune(now)
+            if gone.pending:
+                lost = [increments.dropped("traces", "retention", gone.pending)]
                 resource = self._books.interned.own_resource()
                 self._books.totals.add(lost, None, resource, now)
 

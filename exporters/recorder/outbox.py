@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from msgspec import msgpack
+from msgspec import json, msgpack
 
 from stagewatch import semconv
 from stagewatch.database import PENDING, REJECTED, SENT, WAITING, transaction
@@ -57,13 +57,13 @@ class Outbox:
         self._goal = goal
         self._environ = environ
         self._channels: dict[str, Channel] = {}
-        self._is_hurried = False
+        self._until: float | None = None
         self._resources: dict[int, Resource] = {}
         self._scopes: dict[int, Scope] = {}
         with transaction(link):
             self._destination = rows.destination_row(link, goal)
             self._interned = rows.Interned(link)
-            self._delta = is_delta(goal.temporality)
+            self._delta = is_delta(goal)
             self._totals = Totals(link, self._destination, delta=self._delta)
 
     def send(self, signal: str, goes_on: Callable[[], bool]) -> bool:
@@ -96,11 +96,14 @@ class Outbox:
         self._environ = environ
         self.close()
 
-    def hurry(self) -> None:
-        """One attempt a request, from now on; may be called from another thread."""
-        self._is_hurried = True
+    def hurry(self, until: float) -> None:
+        """One attempt a request from now on, and none beyond *until* (monotonic seconds).
+
+        May be called from another thread.
+        """
+        self._until = until
         for channel in list(self._channels.values()):
-            channel.hurry()
+            channel.hurry(_left(until))
 
     def close(self) -> None:
         """Let go of connections; a request under way in another thread fails."""
@@ -127,9 +130,12 @@ class Outbox:
             self._learn(items.values())
             done = self._deliver("traces", items, self._spans_request)
             with transaction(self._link):
-                mark = f"update span set state = ? where n = ? and state = {PENDING}"
-                self._link.executemany(mark, [(SENT, n) for n in done.accepted])
-                self._link.executemany(mark, [(REJECTED, n) for n in done.bad])
+                for state, numbers in ((SENT, done.accepted), (REJECTED, done.bad)):
+                    self._link.execute(
+                        "update span set state = ? where n in (select value from json_each(?)) "
+                        f"and state = {PENDING}",
+                        (state, json.encode(numbers).decode()),
+                    )
                 self._count("traces", done)
             if done.is_refused:
                 return False
@@ -242,8 +248,8 @@ class Outbox:
                 report(error)
                 return Channel(None, signal)  # refuses everything, until the settings are mended
             self._channels[signal] = channel
-            if self._is_hurried:
-                channel.hurry()
+        if self._until is not None:
+            channel.hurry(_left(self._until))
         return channel
 
     def _count(self, signal: str, done: _Delivery) -> None:
@@ -307,3 +313,7 @@ def _cut(found: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
         if total > BATCH_BYTES and number:
             return found[:number]
     return found
+
+
+def _left(until: float) -> float:
+    return max(until - time.monotonic(), 0.05)

@@ -290,11 +290,17 @@ def span_values(
     )  # fmt: skip
 
 
-def add_spans(link: sqlite3.Connection, run: int, values: Iterable[tuple[Any, ...]]) -> None:
-    """Spans of one run; one that is known by its ids is left as it is."""
+def add_spans(
+    link: sqlite3.Connection, run: int, values: Iterable[tuple[Any, ...]], *, details: bool
+) -> None:
+    """Spans of one run, *details* among them; one that is known by its id is left as it is."""
     link.executemany(
         "insert or ignore into span(trace_id, span_id, parent, run, role, start, seconds, failed, "
         "state, destination, resource, scope, record) values(" + ", ".join("?" * 13) + ")",
         values,
     )
-    link.execute("update run set has_spans = 1 where id = ? and not has_spans", (run,))
+    link.execute(
+        "update run set has_spans = 1, has_details = has_details or ?1 "
+        "where id = ?2 and (not has_spans or not has_details and ?1)",
+        (details, run),
+    )

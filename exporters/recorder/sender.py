@@ -116,7 +116,7 @@ class Sender:
             outbox = self._outbox
             self._changed.notify()
         if outbox is not None:
-            outbox.hurry()
+            outbox.hurry(self._stop_at)
         self._thread.join(timeout)
         if self._thread.is_alive() and outbox is not None:
             outbox.close()  # breaks a request that hangs
@@ -143,7 +143,7 @@ class Sender:
         while True:
             is_last = self._stop_at != _NEVER
             if is_last:
-                outbox.hurry()
+                outbox.hurry(self._stop_at)
             self.is_elsewhere = not self._turn.take()
             if not self.is_elsewhere:
                 self._round(outbox, is_last)
@@ -222,7 +222,7 @@ def ship(state: Path, environ: Mapping[str, str], timeout: float) -> Shipped:
     with closing(connect(state)) as link:
         if goal.protocols:
             outbox = Outbox(link, goal, {**environ})
-            outbox.hurry()
+            outbox.hurry(until)
             before = outbox.pending()
             _ship(outbox, Turn(state, goal.key), until)
             after = outbox.pending()
@@ -236,10 +236,6 @@ def ship(state: Path, environ: Mapping[str, str], timeout: float) -> Shipped:
 
 
 def _ship(outbox: Outbox, turn: Turn, until: float) -> None:
-    # A request that hangs ends when its connection is closed, from here.
-    watchdog = threading.Timer(max(until - time.monotonic(), 0.0), outbox.close)
-    watchdog.daemon = True
-    watchdog.start()
     try:
         while not turn.take():
             # A recorder sends already; but it may be pausing, and spans may come twice.
@@ -256,6 +252,5 @@ def _ship(outbox: Outbox, turn: Turn, until: float) -> None:
     except sqlite3.OperationalError as error:
         report(error)
     finally:
-        watchdog.cancel()
         turn.give_back()
         outbox.close()

@@ -173,12 +173,14 @@ def _announce(
     until = time.monotonic() + _PATIENCE_SECONDS
     nap = 0.001
     started = False
-    while time.monotonic() < until:
+    while started or time.monotonic() < until:
         connection = _connect(directory)
         if connection is not None:
             with _closing(connection):
                 if started or not _is_void(room):
                     return Announced(_hello(connection, key, environ), started)
+        if started:
+            break  # and dead already
         started = _elect(directory, room, environ, state)
         if not started:
             time.sleep(nap)  # somebody is between lock and listen, or about to leave

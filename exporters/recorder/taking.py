@@ -7,7 +7,7 @@ from typing import Final
 from msgspec import structs
 
 from stagewatch import measures, semconv
-from stagewatch.database import HELD, KEPT, PENDING
+from stagewatch.database import HELD, LOCAL, PENDING
 from stagewatch.exporters.recorder import increments, rows
 from stagewatch.exporters.recorder.books import (
     DETAIL,
@@ -119,7 +119,9 @@ def _begin(books: Books, journal: Journal, process: ProcessStarted) -> None:
     journal.run = rows.run_row(books.link, process)
     journal.resource = books.interned.resource(process.resource, messages=process.messages)
     journal.metric_resource = books.interned.metric_resource(process.resource)
-    journal.run_resource = books.interned.metric_resource(process.resource, process.run_id)
+    if books.totals.is_delta:
+        run_resource = books.interned.metric_resource(process.resource, process.run_id)
+        journal.run_resource = run_resource
     journal.seen = journal.since = process.start
 
 
@@ -152,7 +154,7 @@ def _take_span(
         if stage.ended is not None:
             del journal.stages[span.span_id]
     role = _role(span, name)
-    state = KEPT
+    state = LOCAL
     if "traces" in books.signals and not process.spans_elsewhere:
         state = HELD if role == DETAIL else PENDING
         batch.has_details |= role == DETAIL

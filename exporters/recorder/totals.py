@@ -15,7 +15,8 @@ from msgspec.msgpack import decode, encode
 
 from stagewatch import semconv
 from stagewatch.exporters.recorder.increments import Increment
-from stagewatch.measures import DURATION_BUCKETS
+from stagewatch.exporters.state import Destination
+from stagewatch.measures import DURATION_BUCKETS, SECOND
 from stagewatch.records import MetricsCollected
 
 OTHER: Final = "_OTHER"
@@ -69,9 +70,9 @@ _STATEMENTS: Final = {
 }
 
 
-def is_delta(temporality: str) -> bool:
-    """Whether counters and histograms are sent as deltas."""
-    return temporality in ("delta", "lowmemory")
+def is_delta(goal: Destination) -> bool:
+    """Whether counters and histograms are sent there, as deltas."""
+    return "metrics" in goal.protocols and goal.temporality in ("delta", "lowmemory")
 
 
 class Totals:
@@ -80,7 +81,7 @@ class Totals:
     def __init__(self, link: sqlite3.Connection, destination: int, *, delta: bool) -> None:
         self._link = link
         self._destination = destination
-        self._delta = delta
+        self.is_delta = delta
         self._instruments: dict[tuple[object, ...], int] = {}
         self._labels: dict[tuple[str, str], set[str]] = {}
         self._born = int(link.execute("select value from meta where key = 'born'").fetchone()[0])
@@ -118,7 +119,7 @@ class Totals:
             instrument = self._instrument(
                 semconv.SCOPE, "", metric.name, kind, metric.unit, metric.description, bounds
             )
-            as_delta = self._delta and kind != "gauge" and not quiet
+            as_delta = self.is_delta and kind != "gauge" and not quiet
             if as_delta:
                 self._insert_delta(
                     run_resource or resource, instrument, attributes, one.value, buckets, since, now
@@ -151,7 +152,7 @@ class Totals:
                 )
                 counts = point.bucket_counts
                 buckets = pack(f"={len(counts)}Q", *counts) if counts else None
-                if self._delta and metric.kind in ("sum", "histogram"):
+                if self.is_delta and metric.kind in ("sum", "histogram"):
                     self._insert_delta(
                         resource,
                         instrument,
@@ -220,6 +221,17 @@ class Totals:
             (self._destination, pipeline),
         )
         return {value for (blob,) in rows for key, value in decode(blob) if key == name}
+
+    def prune(self, now: int) -> None:
+        """Forget series of other libraries that have been sent and have not grown for an hour.
+
+        They carry their process's whole resource, and so are new ones with every process.
+        """
+        self._link.execute(
+            "delete from total where pipeline is null and version = sent_version and changed < ? "
+            "and instrument in (select id from instrument where scope != ?)",
+            (now - 3600 * SECOND, semconv.SCOPE),
+        )
 
     def forget(self) -> None:
         """Drop what was remembered of a transaction that was rolled back."""

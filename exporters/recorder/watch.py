@@ -136,6 +136,7 @@ class Watch:
         for key in journals(self._room):
             if key.startswith(f"{pid}.{ticks}.") and self._follow(key) is not None:
                 self._dead[key] = (status, died_at, False)
+                self._release(self.followers[key])
 
     def _follow(self, key: str) -> Follower | None:
         if key in self.followers:
@@ -175,12 +176,20 @@ class Watch:
         pidfd = kernel.open_pidfd(follower.pid, follower.ticks)
         if pidfd is not None:
             self._watch(follower, pidfd)
-        elif not kernel.is_running(follower.pid, follower.ticks):
+        elif kernel.is_running(follower.pid, follower.ticks) or (
+            started is None and not follower.is_older(_ORPHAN_SECONDS)
+        ):
+            return  # perhaps another host's, which has not said so yet
+        else:
             self._dead[follower.key] = (None, follower.last_sign(), False)
 
     def _forget(self, follower: Follower) -> None:
         self._dead.pop(follower.key, None)
         self.followers.pop(follower.key, None)
+        self._release(follower)
+
+    def _release(self, follower: Follower) -> None:
+        # Of a dead process a pidfd stays readable, and who polls it runs hot.
         if follower.pidfd is not None:
             self._epoll.unregister(follower.pidfd)
             del self._by_pidfd[follower.pidfd]

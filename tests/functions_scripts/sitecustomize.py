@@ -9,6 +9,7 @@ import json
 import os
 import sys
 
+from stagewatch import tracing
 from stagewatch.instrumentation import _stage_calls, functions
 from stagewatch.instrumentation._binding import Binding, declared_targets
 from stagewatch.model import DeclaredStage, Pipeline
@@ -24,6 +25,8 @@ class Noted:
 
     def __init__(self, name):
         self.name = name
+        for hook in tuple(tracing.on_activity):
+            hook()
         note("enter", name, None)
 
     def suspend(self):

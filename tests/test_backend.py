@@ -1,0 +1,195 @@
+"""Whole jobs against a real OTLP receiver, alive, away, hanging and failing."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stagewatch import semconv
+from tests.jobs import Jobs, wait_for
+from tests.otlp_receiver import OtlpReceiver
+
+BURST = """
+    from opentelemetry import trace
+    tracer = trace.get_tracer("mine")
+    for number in range(3000):
+        with tracer.start_as_current_span("burst"):
+            pass
+"""
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Jobs:
+    return Jobs(tmp_path)
+
+
+@pytest.fixture(params=["http/protobuf", "grpc"])
+def protocol(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def receiver(protocol: str) -> Iterator[OtlpReceiver]:
+    with OtlpReceiver("grpc" if protocol == "grpc" else "http") as found:
+        yield found
+
+
+@pytest.fixture
+def http() -> Iterator[OtlpReceiver]:
+    with OtlpReceiver() as found:
+        yield found
+
+
+def to(receiver: OtlpReceiver, protocol: str = "http/protobuf") -> dict[str, str]:
+    """Settings of a job that sends there."""
+    return {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint,
+        "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
+    }
+
+
+def names(receiver: OtlpReceiver) -> list[str]:
+    """Names of the spans that arrived."""
+    return [span.name for span in receiver.spans]
+
+
+def ids(receiver: OtlpReceiver) -> set[bytes]:
+    """Their ids."""
+    return {span.span.span_id for span in receiver.spans}
+
+
+def test_a_run_arrives(jobs: Jobs, receiver: OtlpReceiver, protocol: str) -> None:
+    """Run, stage and the user's span, each once, under the ids they had in the job."""
+    result = jobs.run(
+        """
+        import stagewatch
+        from opentelemetry import trace
+        with stagewatch.stage("load"), trace.get_tracer("mine").start_as_current_span("own") as s:
+            print(f"{s.get_span_context().span_id:016x}")
+        """,
+        **to(receiver, protocol),
+    )
+    receiver.wait_for(lambda got: {"etl", "load", "own"} <= set(names(got)))
+    assert sorted(names(receiver)) == ["etl", "load", "own"]
+    own = next(span for span in receiver.spans if span.name == "own")
+    assert own.span.span_id.hex() == result.stdout.strip()
+    parents = {span.name: span.span.parent_span_id for span in receiver.spans}
+    by_name = {span.name: span.span.span_id for span in receiver.spans}
+    assert parents == {"etl": b"", "load": by_name["etl"], "own": by_name["load"]}
+
+
+def test_a_burst_is_not_lost(jobs: Jobs, receiver: OtlpReceiver, protocol: str) -> None:
+    """Thousands of spans at once, and the process gone at once: all of them arrive."""
+    jobs.run(BURST, **to(receiver, protocol))
+    receiver.wait_for(lambda got: len(ids(got)) == 3001, timeout=30)
+
+
+@pytest.mark.parametrize("away", ["refuse", "hang", "fail"])
+def test_backend_away(jobs: Jobs, http: OtlpReceiver, away: str) -> None:
+    """The job ends as quickly as ever; everything arrives once the backend is back."""
+    getattr(http, away)()
+    start = time.monotonic()
+    jobs.run(BURST, **to(http))
+    assert time.monotonic() - start < 8  # the stock SDK adds 9 to 15 seconds at the exit alone
+    jobs.runs()
+    http.serve()
+    http.wait_for(lambda got: len(ids(got)) == 3001, timeout=60)
+
+
+def totals(receiver: OtlpReceiver, metric: str) -> dict[tuple[Any, ...], float]:
+    """Newest value of each series of a cumulative counter."""
+    found: dict[tuple[Any, ...], float] = {}
+    for point in receiver.metric_points:
+        if point.name == metric:
+            found[tuple(sorted(point.attributes.items()))] = point.value
+    return found
+
+
+def test_totals_of_short_runs_add_up(jobs: Jobs, http: OtlpReceiver) -> None:
+    """The receiver's totals are exact over many runs, and each series began at 0."""
+    script = """
+        import stagewatch
+        with stagewatch.stage("load") as s:
+            s.records(out=7)
+    """
+    for _ in range(4):
+        jobs.run(script, **to(http))
+    http.wait_for(lambda got: list(totals(got, semconv.RUNS.name).values()) == [4], timeout=30)
+    http.wait_for(lambda got: list(totals(got, semconv.RECORDS.name).values()) == [28], timeout=30)
+    values = [p.value for p in http.metric_points if p.name == semconv.RUNS.name]
+    assert values[0] == 0
+    assert values == sorted(values)
+    instances = {p.resource[semconv.SERVICE_INSTANCE_ID] for p in http.metric_points}
+    assert len(instances) == 1
+
+
+SECRETS = """
+    import os, sqlite3, requests, pandas as pd
+    from opentelemetry import trace
+    url = os.environ["API"]
+    requests.get(url.replace("//", "//user:hunter2@") + "/x?token=hunter2", timeout=5)
+    link = sqlite3.connect("w.db")
+    pd.read_sql("select 'hunter2' as a", link)
+    with trace.get_tracer("mine").start_as_current_span("own") as span:
+        span.set_attribute("db.query.text", "select * from t where a = 'hunter2'")
+        try:
+            pd.Series(["hunter2"]).astype(float)
+        except ValueError as error:
+            span.record_exception(error)
+            span.set_status(trace.StatusCode.ERROR, str(error))
+    pd.DataFrame({"a": ["hunter2"]}).astype({"a": float})
+"""
+
+
+def test_secrets_stay_at_home(jobs: Jobs, http: OtlpReceiver) -> None:
+    """Credentials, query strings, literals and cell values are neither sent nor stored."""
+    jobs.run(
+        SECRETS,
+        **to(http),
+        API=http.endpoint,
+        OTEL_EXPORTER_OTLP_HEADERS="authorization=hunter2",
+        OTHER_PASSWORD="hunter2",
+    )
+    http.wait_for(lambda got: "etl" in names(got), timeout=30)
+    wait_for(lambda: not any(jobs.state.glob("rooms/*/*.journal")))
+    assert {"own", "GET"} <= set(names(http))
+    leaks = [request for request in http.requests if b"hunter2" in request.body]
+    assert not leaks, [r.body[max(0, r.body.index(b"hunter2") - 300) :][:400] for r in leaks]
+    for path in jobs.state.rglob("*"):
+        if path.is_file():
+            assert b"hunter2" not in path.read_bytes(), path
+    with sqlite3.connect(jobs.state / "history.db") as link:
+        dump = "\n".join(link.iterdump())
+    assert "hunter2" not in dump
+
+
+def test_messages_by_name_only(jobs: Jobs, http: OtlpReceiver) -> None:
+    """Who asks for exception messages gets them."""
+    jobs.run("raise ValueError('hunter2')", **to(http), STAGEWATCH_EXCEPTION_MESSAGES="1")
+    (run,) = jobs.runs()
+    assert run.error_message == "hunter2"
+
+
+def test_metrics_and_logs_of_others_pass(jobs: Jobs, http: OtlpReceiver) -> None:
+    """A counter of the user's own and, where asked for, log records arrive with their resource."""
+    jobs.run(
+        """
+        import logging
+        from opentelemetry import metrics
+        metrics.get_meter("mine").create_counter("things").add(3, {"kind": "a"})
+        logging.getLogger("mine").warning("look")
+        """,
+        **to(http),
+        OTEL_LOGS_EXPORTER="otlp",
+        OTEL_PYTHON_LOGGING_AUTO_INSTRUMENTATION_ENABLED="true",
+        OTEL_RESOURCE_ATTRIBUTES="team=data",
+    )
+    http.wait_for(lambda got: list(totals(got, "things").values()) == [3], timeout=30)
+    point = next(p for p in http.metric_points if p.name == "things")
+    assert point.resource["team"] == "data"
+    http.wait_for(lambda got: any(b"look" in r.body for r in got.requests), timeout=30)

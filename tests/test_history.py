@@ -1,0 +1,209 @@
+"""The history: schema, reading, retention; several writers."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stagewatch.database import FILE, connect, transaction
+from stagewatch.exporters.recorder.ingest import Intake
+from stagewatch.history import History, open_history
+from stagewatch.model import Dataset, Operation, Outcome, Role, Stage
+from stagewatch.records import DatasetTouched, OperationEnded
+from tests import scenes
+from tests.scenes import FAILED, SECOND, START, Job, environment
+
+DAY = 86_400 * SECOND
+
+
+@pytest.fixture
+def intake(tmp_path: Path) -> Iterator[Intake]:
+    """One that sends nothing."""
+    yield from scenes.intake(tmp_path, environment())
+
+
+@pytest.fixture
+def history(tmp_path: Path, intake: Intake) -> Iterator[History]:
+    """What was taken in, as a reader sees it."""
+    with open_history(tmp_path, readonly=True) as found:
+        yield found
+
+
+def ran(intake: Intake, directory: Path, seconds: float = 10.0, status: int = 0, **process: object):
+    """A whole run; returns its job."""
+    job = Job(intake, directory, **process)  # type: ignore[arg-type]
+    job.open()
+    job.exits(seconds)
+    job.dies(status)
+    return job
+
+
+def test_a_run_reads_as_it_was(tmp_path: Path, intake: Intake, history: History) -> None:
+    """Run, stages, operations, datasets and spans come back as the model's types."""
+    job = Job(intake, tmp_path, resource={"service.name": "etl", "host.name": "worker"})
+    job.open(deadline=START + 5 * SECOND)
+    load = job.stage("load", 1.0)
+    job.put(
+        OperationEnded(job.run, "load", "pandas.merge", 2 * SECOND, 3, 4),
+        DatasetTouched(job.run, "load", "in", "file:///a", 3, 30, "f", None, None, START),
+        DatasetTouched(job.run, "load", "in", "file:///a", 4, 70, "f", None, None, START + 1),
+    )
+    job.put(job.detail("pandas.merge", parent_span_id=load.span_id))
+    job.stage_ended(load, 4.0, records_in=3, records_out=2, records_rejected=1)
+    job.exits(8.0, error_type="KeyError", error_message="'…'", error_place="etl.py:3 in load")
+    job.dies(FAILED)
+    run = history.run(job.run)
+    assert (run.pipeline, run.outcome, run.error_type) == ("flights", Outcome.FAILURE, "KeyError")
+    assert (run.start, run.end, run.wait_status) == (START, START + 8 * SECOND, FAILED)
+    assert (run.records_in, run.records_out, run.records_rejected) == (3, 2, 1)
+    assert (run.host, run.cpu_seconds, run.error_place) == ("worker", 1.5, "etl.py:3 in load")
+    assert history.stages(job.run) == [
+        Stage(
+            name="load", calls=1, start=START + SECOND, seconds=4.0, records_in=3, records_out=2,
+            records_rejected=1,
+        )
+    ]  # fmt: skip
+    assert history.operations(job.run) == [
+        Operation(name="pandas.merge", stage="load", calls=1, seconds=2.0, rows_in=3, rows_out=4)
+    ]
+    assert history.datasets(job.run) == [
+        Dataset(uri="file:///a", direction="in", stage="load", rows=7, bytes=70, fingerprint="f")
+    ]
+    assert sorted((span.role, span.name, span.state) for span in history.spans(job.run)) == [
+        (Role.DETAIL, "pandas.merge", "local"),
+        (Role.RUN, "flights", "local"),
+        (Role.STAGE, "load", "local"),
+    ]
+
+
+def test_runs_are_found_by_pipeline_and_prefix(
+    tmp_path: Path, intake: Intake, history: History
+) -> None:
+    """Newest first; an id may be shortened as long as it is unique."""
+    runs = [
+        ran(intake, tmp_path, run=prefix * 16, start=START + number * SECOND, pipeline=pipeline)
+        for number, (prefix, pipeline) in enumerate([("a1", "x"), ("a2", "y"), ("b3", "x")])
+    ]
+    assert [run.run_id for run in history.runs()] == [job.run for job in reversed(runs)]
+    assert [run.run_id for run in history.runs("x", limit=1)] == [runs[2].run]
+    assert history.run("b").run_id == runs[2].run
+    assert history.run("last").run_id == runs[2].run
+    assert history.run("A2").run_id == runs[1].run
+    assert history.pipelines() == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "line"),
+    [
+        ("c", 'no run "c"; the last ones are a2a2a2a2, a1a1a1a1'),
+        ("a", '"a" is the beginning of several runs: a2a2a, a1a1a …'),
+        ("%", 'no run "%"; the last ones are a2a2a2a2, a1a1a1a1'),
+    ],
+)
+def test_an_unknown_run_is_one_clear_line(
+    tmp_path: Path, intake: Intake, history: History, prefix: str, line: str
+) -> None:
+    """The error says what is there instead."""
+    for number, name in enumerate(["a1", "a2"]):
+        ran(intake, tmp_path, run=name * 16, start=START + number)
+    with pytest.raises(LookupError) as caught:
+        history.run(prefix)
+    assert caught.value.args == (line,)
+
+
+def test_an_empty_history_answers(history: History) -> None:
+    """There is nothing, and that is no error but where one run was asked for."""
+    assert (history.runs(), history.pipelines(), history.pending()) == ([], [], {})
+    with pytest.raises(LookupError, match="no run yet"):
+        history.run("last")
+
+
+def test_usual_duration_and_met_slots(tmp_path: Path, intake: Intake, history: History) -> None:
+    """Successes say what is usual; a success meets its slot, a failure does not."""
+    for number, (seconds, status) in enumerate([(10, 0), (20, 0), (99, FAILED), (30, 0)]):
+        job = Job(intake, tmp_path, start=START + number * SECOND)
+        job.open(scheduled=START + number)
+        job.exits(seconds)
+        job.dies(status)
+    assert history.usual_duration("flights") == 20.0
+    assert history.usual_duration("other") is None
+    assert history.met_slots("flights") == {START, START + 1, START + 3}
+
+
+def test_retention_takes_spans_first_and_runs_later(
+    tmp_path: Path, intake: Intake, history: History
+) -> None:
+    """Old details go, older runs go, an open run stays."""
+    old = ran(intake, tmp_path, start=START - 500 * DAY)
+    middle = ran(intake, tmp_path, start=START - 100 * DAY)
+    new = ran(intake, tmp_path, start=START)
+    Job(intake, tmp_path, start=START - 600 * DAY).open()
+    with open_history(tmp_path) as writer:
+        gone = writer.prune(START)
+    assert gone == (1, 2, 0)
+    assert [run.run_id for run in history.runs()][:2] == [new.run, middle.run]
+    assert len(history.runs()) == 3
+    assert (len(list(history.spans(middle.run))), len(list(history.spans(new.run)))) == (0, 1)
+    with pytest.raises(LookupError):
+        history.run(old.run)
+
+
+def test_retention_by_size(tmp_path: Path, intake: Intake, history: History) -> None:
+    """While the file is too large the oldest spans go, and the runs stay."""
+    for number in range(30):
+        job = Job(intake, tmp_path, start=START + number * SECOND)
+        job.open()
+        job.put(*(job.span_ended("x" * 1000) for _ in range(50)))
+        job.dies()
+    with open_history(tmp_path) as writer:
+        gone = writer.prune(START + DAY, max_bytes=1_000_000)
+    assert gone.spans >= 600
+    counts = [len(list(history.spans(run.run_id))) for run in history.runs(limit=30)]
+    assert len(counts) == 30
+    assert counts[-1] == 0
+
+
+def test_the_file_is_private(tmp_path: Path, intake: Intake) -> None:
+    """History, WAL and index are for their owner alone, whatever the umask."""
+    for name in (FILE, f"{FILE}-wal", f"{FILE}-shm"):
+        assert (tmp_path / name).stat().st_mode & 0o077 == 0
+
+
+def test_a_newer_file_is_refused(tmp_path: Path) -> None:
+    """Better no history than a wrong one."""
+    connect(tmp_path).execute("pragma user_version=99")
+    with pytest.raises(sqlite3.DatabaseError, match="newer stagewatch"):
+        connect(tmp_path)
+
+
+def test_a_transaction_is_undone_as_a_whole(tmp_path: Path) -> None:
+    """What an error interrupts leaves nothing."""
+    link = connect(tmp_path)
+    with pytest.raises(ZeroDivisionError), transaction(link):
+        link.execute("insert into meta values('x', 'y')")
+        raise ZeroDivisionError
+    assert link.execute("select count(*) from meta where key = 'x'").fetchone() == (0,)
+    link.close()
+
+
+def test_many_make_it_at_once(tmp_path: Path) -> None:
+    """Eight processes that open a new history find one and the same."""
+    program = (
+        "import sys, pathlib; from stagewatch.database import connect\n"
+        "link = connect(pathlib.Path(sys.argv[1]))\n"
+        "print(link.execute(\"select value from meta where key = 'instance'\").fetchone()[0])"
+    )
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(8)
+    ]
+    answers = {process.communicate(timeout=60)[0] for process in started}
+    assert len(answers) == 1
+    assert all(process.returncode == 0 for process in started)

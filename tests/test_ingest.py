@@ -1,0 +1,469 @@
+"""Taking in: exactly once, whatever happens to who does it, and the ends of processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stagewatch import semconv
+from stagewatch.exporters.page import Words
+from stagewatch.exporters.recorder.ingest import CLOSED, Intake
+from stagewatch.history import SpanRow, open_history
+from stagewatch.model import Outcome, Pipeline, Role, Schedule, Sla
+from stagewatch.records import MetricsCollected, OperationEnded, RunExiting, ScopeDefined, decode
+from tests import scenes
+from tests.scenes import FAILED, OK, SECOND, START, Job, environment
+
+KILLED = signal.SIGKILL.value
+
+
+@pytest.fixture
+def intake(tmp_path: Path) -> Iterator[Intake]:
+    """One with an endpoint that is never used."""
+    yield from scenes.intake(tmp_path, environment("http://127.0.0.1:1"))
+
+
+def spans(directory: Path, job: Job) -> dict[str, SpanRow]:
+    """Spans of the job's run by name."""
+    with open_history(directory, readonly=True) as history:
+        return {span.name: span for span in history.spans(job.run)}
+
+
+def test_a_run_becomes_a_span_with_the_ids_it_was_begun_with(
+    tmp_path: Path, intake: Intake
+) -> None:
+    """Identity, attributes of both ends, figures, the standard's names beside ours."""
+    job = Job(intake, tmp_path)
+    job.open(
+        parent_span_id=b"p" * 8, attributes={"a": 1}, scheduled=START,
+        deadline=START + 8 * SECOND, trace_state="x=y", links=[(b"l" * 16, b"m" * 8, {})],
+    )  # fmt: skip
+    job.exits(
+        10.0, attributes={"b": 2}, error_type="KeyError", error_message="KeyError: '…'",
+        error_place="etl.py:3 in load",
+    )  # fmt: skip
+    job.dies(FAILED, at=10.5)
+    (span,) = spans(tmp_path, job).values()
+    assert (span.role, span.span_id, span.parent_span_id) == (Role.RUN, job.span, b"p" * 8)
+    assert (span.start, span.end) == (START, START + 10 * SECOND)
+    assert (span.failed, span.status_description) == (True, "KeyError: '…'")
+    assert span.attributes == {
+        "a": 1,
+        "b": 2,
+        "pipeline.name": "flights",
+        "pipeline.run.id": job.run,
+        "pipeline.run.scheduled_time": "2026-11-21T12:00:00Z",
+        "pipeline.run.attempt": 1,
+        "pipeline.outcome": "failure",
+        "pipeline.run.deadline": "2026-11-21T12:00:08Z",
+        "pipeline.run.lateness": 2.0,
+        "pipeline.run.cpu.time": 1.5,
+        "pipeline.run.memory.peak": 1 << 20,
+        "stagewatch.run.wait_status": FAILED,
+        "stagewatch.error.place": "etl.py:3 in load",
+        "error.type": "KeyError",
+        "cicd.pipeline.name": "flights",
+        "cicd.pipeline.run.id": job.run,
+        "cicd.pipeline.result": "failure",
+    }
+
+
+def test_open_stages_of_the_dead_are_closed_from_the_page(tmp_path: Path, intake: Intake) -> None:
+    """Same ids, the records counted by then, the verdict on the process; rows count once."""
+    job = Job(intake, tmp_path)
+    job.open()
+    cell = job.page().cell("stage")
+    assert cell is not None
+    load = job.stage("load", 1.0, cell=cell.offset)
+    cell.store(int.from_bytes(load.span_id, "big"), 50, 40, 10, 1, 3)
+    other = job.stage("other", 2.0, cell=cell.offset)  # its cell shows another stage by now
+    unsampled = job.stage("unsampled", 2.0, sampled=False)
+    job.dies(KILLED, at=11.0)
+    found = spans(tmp_path, job)
+    assert found["load"].span_id == load.span_id
+    assert found["load"].end == START + 11 * SECOND
+    attributes = found["load"].attributes
+    assert attributes == {
+        "pipeline.name": "flights",
+        "pipeline.run.id": job.run,
+        "pipeline.stage.name": "load",
+        "pipeline.outcome": "error",
+        "error.type": "killed",
+        "cicd.pipeline.task.run.result": "error",
+        "pipeline.stage.records.in": 50,
+        "pipeline.stage.records.out": 40,
+        "pipeline.stage.records.rejected": 10,
+        "pipeline.stage.throughput": 4.0,
+        "pipeline.stage.error.ratio": 0.2,
+        "pipeline.stage.retries": 1,
+    }
+    assert found["other"].span_id == other.span_id
+    assert "pipeline.stage.records.in" not in found["other"].attributes
+    assert found["unsampled"].span_id == unsampled.span_id
+    assert {name: span.state for name, span in found.items()} == {
+        "load": "pending", "other": "pending", "unsampled": "local", "flights": "pending",
+    }  # fmt: skip
+    with open_history(tmp_path, readonly=True) as history:
+        run = history.run(job.run)
+        assert (run.records_in, run.records_out, run.records_rejected) == (50, 40, 10)
+        assert (run.outcome, run.error_type) == (Outcome.ERROR, "killed")
+        assert history.counters("pipeline.errors") == {
+            (
+                ("error.type", "killed"),
+                ("pipeline.name", "flights"),
+                ("pipeline.stage.name", name),
+                ("source", "recorder"),
+            ): 1
+            for name in ("load", "other", "unsampled")
+        }
+
+
+@pytest.mark.parametrize("first", ["span", "end"])
+def test_a_death_between_a_stages_span_and_its_end(
+    tmp_path: Path, intake: Intake, first: str
+) -> None:
+    """Whichever of the two was written last is made up for, once."""
+    job = Job(intake, tmp_path)
+    job.open()
+    load = job.stage("load")
+    whole = Job(intake, tmp_path)
+    taken: list[Any] = []
+    whole.put = lambda *made: taken.extend(made)  # type: ignore[method-assign]
+    whole.run, whole.trace = job.run, job.trace
+    whole.stage_ended(load, 3.0, records_out=7)
+    job.put(taken[0 if first == "span" else 1])
+    job.dies(KILLED, at=5.0)
+    found = spans(tmp_path, job)["load"]
+    assert found.end == START + 3 * SECOND
+    with open_history(tmp_path, readonly=True) as history:
+        (stage,) = history.stages(job.run)
+    expected = (1, 5.0, None) if first == "span" else (1, 3.0, 7)
+    assert (stage.calls, stage.seconds, stage.records_out) == expected
+
+
+def test_taking_and_closing_again_is_harmless(tmp_path: Path, intake: Intake) -> None:
+    """A position that was reached is not taken twice; a closed journal has nothing to give."""
+    job = Job(intake, tmp_path)
+    job.open()
+    made = OperationEnded(job.run, "", "pandas.merge", SECOND, 1, 1)
+    job.put(made)
+    intake.take(job.key, [made], 0, job.offset)
+    assert intake.resume(job.key) == (0, job.offset)
+    intake.take(job.key, [made], 1, 0)
+    assert intake.resume(job.key) == (1, 0)
+    job.dies()
+    job.dies(KILLED)
+    assert intake.resume(job.key) == CLOSED
+    assert intake.resume("7.7.unknown") is None
+    with open_history(tmp_path, readonly=True) as history:
+        assert history.operations(job.run)[0].calls == 2
+        assert history.run(job.run).outcome == Outcome.SUCCESS
+        assert sum(history.counters("pipeline.runs").values()) == 1
+
+
+def test_an_intake_goes_on_where_another_stopped(tmp_path: Path, intake: Intake) -> None:
+    """All that is needed of a journal is in the history: its run, open stages, scopes, tallies."""
+    job = Job(intake, tmp_path)
+    job.open()
+    job.stage("load")
+    job.put(ScopeDefined(5, "mine", "1", None))
+    second = Intake(tmp_path, environment("http://127.0.0.1:1"), sends=False)
+    assert second.resume(job.key) == (0, job.offset)
+    job.intake = second
+    job.put(job.span_ended("x", scope=5))
+    job.dies(KILLED, at=4.0)
+    second.stop(0.0)
+    found = spans(tmp_path, job)
+    assert (found["x"].scope, found["load"].role) == ("mine", Role.STAGE)
+    assert found["flights"].attributes["error.type"] == "killed"
+
+
+def test_what_cannot_be_written_changes_nothing(tmp_path: Path, intake: Intake) -> None:
+    """A batch is taken in as a whole or not at all, in memory too."""
+    job = Job(intake, tmp_path)
+    job.open()
+    before = intake.resume(job.key)
+    broken = MetricsCollected(0, 1, [None])  # type: ignore[list-item]
+    with pytest.raises(AttributeError):
+        intake.take(job.key, [OperationEnded(job.run, "", "x", 1, 1, 1), broken], 0, 99)
+    assert intake.resume(job.key) == before
+    with sqlite3.connect(tmp_path / "history.db") as other:
+        other.execute("begin immediate")
+        intake._link.execute("pragma busy_timeout=10")
+        with pytest.raises(sqlite3.OperationalError):
+            intake.take(job.key, [_scope(9)], 0, 98)
+        other.rollback()
+    other.close()
+    job.put(OperationEnded(job.run, "", "x", 1, 1, 1))
+    job.dies()
+    with open_history(tmp_path, readonly=True) as history:
+        assert history.operations(job.run)[0].calls == 1
+
+
+def _scope(number: int) -> ScopeDefined:
+    return ScopeDefined(number, "new", None, None)
+
+
+def test_a_journal_without_its_first_record_harms_nobody(tmp_path: Path, intake: Intake) -> None:
+    """Nobody knows whose its records are: they are counted as dropped."""
+    intake.take("1.1.x", [OperationEnded("r", "", "x", 1, 1, 1)], 0, 10)
+    intake.close("1.1.x", OK, None, died_at=None)
+    assert intake.resume("1.1.x") == CLOSED
+    with open_history(tmp_path, readonly=True) as history:
+        assert history.runs() == []
+        assert list(history.counters("stagewatch.telemetry.dropped").values()) == [1]
+
+
+def test_a_process_that_joined_adds_but_does_not_judge(tmp_path: Path, intake: Intake) -> None:
+    """Its records count, its death closes no run, and after the run's end it still adds."""
+    job = Job(intake, tmp_path)
+    job.open()
+    child = Job(intake, tmp_path, opens=False, run=job.run)
+    child.put(_scope(0))
+    child.stage_ended(child.stage("load"), 1.0, records_out=5)
+    child.dies(KILLED)
+    with open_history(tmp_path, readonly=True) as history:
+        assert (history.run(job.run).end, history.run(job.run).records_out) == (None, 5)
+    late = Job(intake, tmp_path, opens=False, run=job.run)
+    job.exits(10)
+    job.dies()
+    late.stage_ended(late.stage("late"), 20.0, records_out=1)
+    late.exits(30.0)
+    late.dies(FAILED)
+    with open_history(tmp_path, readonly=True) as history:
+        run = history.run(job.run)
+    assert (run.outcome, run.end, run.records_out) == (Outcome.SUCCESS, START + 10 * SECOND, 6)
+
+
+def test_a_run_whose_opener_was_never_seen_is_not_shown(tmp_path: Path, intake: Intake) -> None:
+    """A child alone is no run, and none that is active for ever."""
+    child = Job(intake, tmp_path, opens=False, run="ab" * 16)
+    child.put(child.span_ended("x"))
+    child.dies()
+    with open_history(tmp_path, readonly=True) as history:
+        assert history.runs() == []
+
+
+def test_after_an_exec_the_end_comes_from_the_second_journal(
+    tmp_path: Path, intake: Intake
+) -> None:
+    """One process, two journals, one run, which ends as the second one says."""
+    job = Job(intake, tmp_path)
+    job.open()
+    second = Job(intake, tmp_path, opens=False, run=job.run)
+    second.key = job.key.rsplit(".", 1)[0] + ".deadbeef"
+    second.offset = 0
+    start = Job(intake, tmp_path, opens=False, run=job.run)
+    journal = intake._journal(start.key)
+    assert journal.process is not None
+    second.put(journal.process)
+    second.exits(12.0, error_type="KeyError")
+    second.dies(FAILED)
+    job.dies(FAILED)
+    with open_history(tmp_path, readonly=True) as history:
+        run = history.run(job.run)
+    assert (run.end, run.error_type, run.outcome) == (
+        START + 12 * SECOND, "KeyError", Outcome.FAILURE,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("status", "exit_at", "died_at", "end"),
+    [
+        (OK, 9.0, 9.5, 9.0),
+        (KILLED, 9.0, 9.5, 9.5),
+        (KILLED, None, 9.5, 9.5),
+        (None, None, None, 7.0),
+    ],
+    ids=["by itself", "killed while it ended", "killed", "long dead"],
+)
+def test_when_a_run_ends(
+    tmp_path: Path, intake: Intake, status: int, exit_at: float | None, died_at: float | None,
+    end: float,
+) -> None:  # fmt: skip
+    """Its own time if it ended by itself, else when that was seen, else its last sign of life."""
+    job = Job(intake, tmp_path)
+    job.open()
+    job.put(job.span_ended("x", 7.0))
+    if exit_at is not None:
+        job.exits(exit_at)
+    job.dies(status, at=died_at)
+    assert spans(tmp_path, job)["flights"].end == START + round(end * SECOND)
+
+
+def test_the_recorder_works_out_slot_and_deadline(tmp_path: Path, intake: Intake) -> None:
+    """The oldest tick that no success has met; without a schedule, start + maximum duration."""
+    hourly = Pipeline(
+        name="flights",
+        schedule=Schedule(cron="0 * * * *"),
+        sla=Sla(deadline=1800.0, max_age=7200.0),
+    )
+    for slot in (START - 3600 * SECOND, START):
+        job = Job(intake, tmp_path, start=START + 60 * SECOND)
+        job.open(declared=hourly)
+        job.exits(10)
+        job.dies()
+        with open_history(tmp_path, readonly=True) as history:
+            run = history.run(job.run)
+        assert (run.scheduled, run.deadline) == (slot, slot + 1800 * SECOND)
+    job = Job(intake, tmp_path)
+    job.open(declared=Pipeline(name="flights", sla=Sla(max_duration=5.0)))
+    job.exits(9)
+    job.dies()
+    with open_history(tmp_path, readonly=True) as history:
+        assert history.run(job.run).deadline == START + 5 * SECOND
+
+
+def test_what_the_page_dropped_is_counted(tmp_path: Path, intake: Intake) -> None:
+    """By reason; so is the CPU that went into our own code."""
+    job = Job(intake, tmp_path)
+    job.open()
+    page = job.page()
+    page.set(Words.DROPPED_DISK, 3)
+    page.set(Words.DROPPED_CAP, 4)
+    page.set(Words.OVERHEAD, SECOND // 2)
+    job.dies()
+    with open_history(tmp_path, readonly=True) as history:
+        lost = history.counters("stagewatch.telemetry.dropped")
+        assert {dict(key)["reason"]: value for key, value in lost.items()} == {
+            "disk": 3, "journal_cap": 4,
+        }  # fmt: skip
+        assert list(history.counters("stagewatch.overhead").values()) == [0.5]
+
+
+def test_ticks_show_that_a_run_is_alive_and_late(tmp_path: Path, intake: Intake) -> None:
+    """Heartbeat, last activity and lateness, as gauges, while it is under way."""
+    job = Job(intake, tmp_path)
+    job.open(deadline=START + 60 * SECOND)
+    job.page().set(Words.LAST_ACTIVITY, START + 80 * SECOND)
+    page = job.read_page()
+    assert page is not None
+    intake.tick({job.key: page}, START + 90 * SECOND)
+    with open_history(tmp_path, readonly=True) as history:
+        values = {
+            name: list(history.counters(name).values())
+            for name in (
+                semconv.HEARTBEAT.name, semconv.LAST_ACTIVITY.name, semconv.LATENESS.name,
+            )
+        }  # fmt: skip
+    assert list(values.values()) == [
+        [START / SECOND + 90], [START / SECOND + 80], [30.0],
+    ]  # fmt: skip
+
+
+def test_ticks_show_records_so_far_and_their_rate(tmp_path: Path, intake: Intake) -> None:
+    """What a stage, folded calls and the run itself have counted; the rate of the last minute."""
+    job = Job(intake, tmp_path)
+    job.open()
+    page = job.page()
+    cell = page.cell("stage")
+    assert cell is not None
+    done = job.stage("extract")
+    job.stage_ended(done, 1.0, records_in=1, records_out=2)
+    load = job.stage("load", cell=cell.offset)
+    number = int.from_bytes(load.span_id, "big")
+    page.run.store(1000, 0, 0, 0, 1)
+    rates = []
+    for second, out in ((30, 300), (60, 300), (90, 900), (120, 1500)):
+        cell.store(number, 0, out, 5, 0, 2)
+        read = job.read_page()
+        assert read is not None
+        intake.tick({job.key: read}, START + second * SECOND)
+        with open_history(tmp_path, readonly=True) as history:
+            shown = history.counters(semconv.THROUGHPUT.name)
+            run = history.run(job.run)
+        rates += [v for key, v in shown.items() if ("pipeline.stage.name", "load") in key]
+        assert (run.records_in, run.records_out, run.records_rejected) == (1001, 2 + out, 5)
+    assert rates == [10.0, 5.0, 10.0, 20.0]
+    job.dies(KILLED, at=121.0)
+    with open_history(tmp_path, readonly=True) as history:
+        run = history.run(job.run)
+    assert (run.records_in, run.records_out, run.records_rejected) == (1001, 1502, 5)
+
+
+_TAKER = """
+import sys, pathlib
+sys.path.insert(0, sys.argv[3])
+from stagewatch.exporters.recorder.ingest import Intake
+from tests.scenes import Job, SECOND, environment
+from stagewatch.records import OperationEnded, StageEnded
+directory, limit = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+intake = Intake(directory, environment("http://127.0.0.1:1"), sends=False)
+job = Job(intake, directory)
+done = 1
+while done < limit:  # each round: two spans, one operation, one stage call, from the same position
+    at = intake.resume(job.key)
+    done = at[1]
+    if done == 1:
+        job.offset = done
+        job.open()
+        done = job.offset
+    job._ids = __import__("itertools").count(done * 10)
+    job.offset = done
+    job.put(
+        job.span_ended("x"), job.detail("y"),
+        OperationEnded(job.run, "load", "op", SECOND, 1, 1),
+        StageEnded(job.run, b"", "load", job.start, job.start + SECOND, "success", None, 1, 1, 0,
+                   0, 0.0, 0, 1.0),
+    )
+print("done")
+"""
+
+
+def test_killed_at_any_moment_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
+    """SIGKILLs in the middle of taking in: rows, sums and totals agree with the position."""
+    limit = 1500
+    root = str(Path(__file__).parent.parent)
+    kills = 0
+    command = [sys.executable, "-c", _TAKER, str(tmp_path), str(limit), root]
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stdout is not None
+                out, _ = process.communicate(timeout=0.9 + 0.13 * (kills % 5) if kills < 5 else 60)
+            except subprocess.TimeoutExpired:
+                os.kill(process.pid, signal.SIGKILL)
+                process.communicate(timeout=10)
+                kills += 1
+                continue
+        assert out == "done\n"
+        break
+    assert kills >= 1
+    intake = Intake(tmp_path, environment("http://127.0.0.1:1"), sends=False)
+    (key, offset), *_ = intake._link.execute("select key, offset from journal").fetchall()
+    rounds = offset - 2
+    assert rounds >= limit - 2
+    with open_history(tmp_path, readonly=True) as history:
+        (run,) = history.runs()
+        assert len(list(history.spans(run.run_id))) == 2 * rounds
+        assert history.operations(run.run_id)[0].calls == rounds
+        assert history.stages(run.run_id)[0].calls == rounds
+        assert sum(history.counters("pipeline.operations").values()) == rounds
+        records = history.counters("pipeline.records")
+        assert set(records.values()) == {rounds}
+        recorded = history.counters("stagewatch.telemetry.recorded")
+        assert sum(recorded.values()) == 2 * rounds
+    intake.close(key, KILLED, None, died_at=START + SECOND)
+    assert intake.resume(key) == CLOSED
+    intake.stop(0.0)
+
+
+def test_an_exiting_record_is_kept_for_the_predecessor(tmp_path: Path, intake: Intake) -> None:
+    """Of a closed journal only that stays, nothing else of its state."""
+    job = Job(intake, tmp_path)
+    last = RunExiting(job.run, START + SECOND, "KeyError", None, None, 1, {})
+    job.put(last)
+    job.dies()
+    row = intake._link.execute("select state, exiting from journal where key = ?", [job.key])
+    state, exiting = row.fetchone()
+    assert (state, decode(exiting)) == (None, last)

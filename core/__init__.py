@@ -10,7 +10,7 @@ those who want to name a stage themselves or count what only they know::
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stagewatch.tracing import stage
+    from stagewatch.stages import stage
 
 __all__ = ["stage"]
 
@@ -18,7 +18,7 @@ __all__ = ["stage"]
 def __getattr__(name: str) -> Any:
     # Late, because the command line and the recorder need no tracing, and start with this import.
     if name == "stage":
-        from stagewatch.tracing import stage
+        from stagewatch.stages import stage
 
         return stage
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -104,7 +104,8 @@ WAITING: Final = {
 def connect(state: Path, *, readonly: bool = False) -> sqlite3.Connection:
     """A connection in autocommit mode, at the current schema; made by the first who writes.
 
-    Raises sqlite3.Error, also for a file of a newer version and, if `readonly`, for a missing one.
+    Raises OSError where it cannot be made, and sqlite3.Error, also for a file of a newer version
+    and, if `readonly`, for a missing one.
     """
     path = state / FILE
     if readonly:

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, Self
 from msgspec import Struct
 
 from stagewatch import measures
-from stagewatch.database import PENDING, ROLES, STATES, WAITING, connect
+from stagewatch.database import PENDING, ROLES, STATES, WAITING, connect, transaction
 from stagewatch.model import Dataset, Operation, Outcome, Role, Run, Stage
 from stagewatch.records import Attributes, SpanEnded, decode
 
@@ -222,14 +222,7 @@ class History:
         while batch := self._ids(expired, now - round(runs * 1e9)):
             spans, pending = _sum((spans, pending), self._forget_spans(batch))
             old += len(batch)
-            marks = ", ".join("?" * len(batch))
-            for table, column in (
-                ("stage", "run"),
-                ("operation", "run"),
-                ("dataset", "run"),
-                ("run", "id"),
-            ):
-                self.link.execute(f"delete from {table} where {column} in ({marks})", batch)
+            self._forget_runs(batch)
         while self._bytes() > max_bytes and (
             batch := self._ids(stored + "order by start limit 20", now)
         ):
@@ -277,14 +270,20 @@ class History:
 
     def _forget_spans(self, runs: list[int]) -> tuple[int, int]:
         marks = ", ".join("?" * len(runs))
-        self.link.execute("begin immediate")
-        (pending,) = self.link.execute(
-            f"select count(*) from span where run in ({marks}) and state = {PENDING}", runs
-        ).fetchone()
-        spans = self.link.execute(f"delete from span where run in ({marks})", runs).rowcount
-        self.link.execute(f"update run set has_spans = 0 where id in ({marks})", runs)
-        self.link.execute("commit")
+        with transaction(self.link):
+            (pending,) = self.link.execute(
+                f"select count(*) from span where run in ({marks}) and state = {PENDING}", runs
+            ).fetchone()
+            spans = self.link.execute(f"delete from span where run in ({marks})", runs).rowcount
+            self.link.execute(f"update run set has_spans = 0 where id in ({marks})", runs)
         return spans, pending
+
+    def _forget_runs(self, runs: list[int]) -> None:
+        marks = ", ".join("?" * len(runs))
+        with transaction(self.link):
+            for table in ("stage", "operation", "dataset"):
+                self.link.execute(f"delete from {table} where run in ({marks})", runs)
+            self.link.execute(f"delete from run where id in ({marks})", runs)
 
     def _bytes(self) -> int:
         pages, free, size = (

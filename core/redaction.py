@@ -18,6 +18,8 @@ _QUOTED: Final = re.compile(
     r"""|(?P<open>['"`].*)""",
     re.DOTALL,
 )
+_QUERY: Final = re.compile(r"\?[^\s)\]>,;]+")
+_CREDENTIALS: Final = re.compile(r"(://)[^\s/@]*@")
 _NUMBER: Final = re.compile(r"(?<![A-Za-z_])[-+]?\d[\w.:+-]*")
 _COMMENT: Final = re.compile(r"/\*.*?\*/|--[^\n]*", re.DOTALL)
 _LONGEST: Final = 1000
@@ -38,6 +40,7 @@ def message(text: str) -> str:
     'could not convert string to float: ?'
     """
     text = _QUOTED.sub(_without_quoted, text[: 4 * _LONGEST])
+    text = _CREDENTIALS.sub(r"\1", _QUERY.sub(HIDDEN, text))
     return _NUMBER.sub(HIDDEN, text)[:_LONGEST]
 
 

@@ -325,40 +325,6 @@ def _add(in_: int | None, out: int | None, rejected: int, retries: int) -> None:
         report(error)
 
 
-def stage(name: str | Callable[..., Any] | None = None) -> Any:
-    """A stage as a block or around a function.
-
-    ``with stage("load") as s: s.records(out=n, rejected=m)``, ``@stage`` (named after the
-    function) or ``@stage("load")``. Without an SDK it does nothing.
-    """
-    if callable(name):
-        return _Stage(name.__name__)(name)
-    return _Stage(name)
-
-
-class _Stage:
-    """Context manager and decorator; one object may serve many calls, nested ones too."""
-
-    def __init__(self, name: str | None) -> None:
-        self._name = name
-        self._open: list[OpenStage] = []
-
-    def __enter__(self) -> OpenStage:
-        opened = enter(self._name or "stage")
-        self._open.append(opened)
-        return opened
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: object
-    ) -> None:
-        self._open.pop().leave(error)
-
-    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        from stagewatch.instrumentation.functions import wrap  # only its users pay for it
-
-        return wrap(function, self._name or function.__name__)
-
-
 def detach(token: Any) -> None:
     """Make the context before the one of *token* current again, where it still can be."""
     # opentelemetry.context.detach logs an error when a generator ends in another context.

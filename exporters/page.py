@@ -33,6 +33,8 @@ _THREADS_AT: Final = 256
 _OPERATIONS_AT: Final = _THREADS_AT + THREADS * 2 * _THREAD.size
 _NOBODY: Final = memoryview(bytearray(_OPERATION.size)).cast("Q")
 _RUN_CELL_AT: Final = 6144
+_DEAD_AFTER: Final = 20
+"""Looks at a half-written copy until it is clear that nobody goes on with it."""
 
 LAYOUTS: Final[dict[str, tuple[str, ...]]] = {
     "run": ("records_in", "records_out", "records_rejected", "retries", "counted"),
@@ -274,8 +276,9 @@ class PageReader:
             yield OpenThread(thread, stages, since, name, start)
 
     def _newest(self, layout: Struct, offset: int) -> tuple[int, ...] | None:
-        for _ in range(1000):
+        for attempt in range(1000):
             best: tuple[int, ...] | None = None
+            is_torn = False
             for at in (offset, offset + layout.size):
                 # Tail first, head last: the writer goes the other way round.
                 (tail,) = _WORD.unpack_from(self._buffer, at + layout.size - 8)
@@ -284,12 +287,13 @@ class PageReader:
                 whole = tail and values[0] == values[-1] == tail == head
                 if whole and _CHECKED and values[-2] != _checksum(values[1:-2]):
                     whole = False
-                if whole and (best is None or values[0] > best[0]):
+                if not whole:
+                    is_torn |= bool(head or tail)
+                elif best is None or values[0] > best[0]:
                     best = values
-            if best is not None:
+            # The whole one of two may be the older by now, unless its writer died in the other.
+            if not is_torn or (best is not None and attempt >= _DEAD_AFTER):
                 return best
-            if not any(self._buffer[offset : offset + 2 * layout.size]):
-                return None
         return None
 
 

@@ -168,21 +168,24 @@ class _Reading:
     def __init__(self, places: Places) -> None:
         self._places = places
         self._rows = 0
-        self._datasets: list[Dataset] = []
+        self._newest: int | None = None
+        self._found: list[Dataset] = []
 
     def add(self, chunk: Any, rows: int) -> None:
         self._rows += rows
-        newest = [dataset.newest_event or 0 for dataset in self._datasets]
-        self._datasets = _describe(self._places, "in", self._rows, chunk)
-        for position, before in enumerate(newest):
-            dataset = self._datasets[position]
-            if before > (dataset.newest_event or 0):
-                self._datasets[position] = replace(dataset, newest_event=before)
+        if not self._found:  # all chunks have the same columns
+            self._found = _describe(self._places, "in", rows, chunk)
+        for dataset in self._found:
+            if dataset.declared is not None and dataset.rows is not None:
+                newest = datasets.newest_event(chunk, datasets.declared(dataset.uri)[1])
+                if newest is not None and (self._newest is None or newest > self._newest):
+                    self._newest = newest
 
     def close(self) -> None:
-        for dataset in self._datasets or _describe(self._places, "in", self._rows, None):
-            touch(dataset)
-        self._places, self._datasets = [], []
+        for dataset in self._found or _describe(self._places, "in", 0, None):
+            rows = self._rows if dataset.rows is not None else None
+            touch(replace(dataset, rows=rows, newest_event=self._newest))
+        self._places, self._found = [], []
 
 
 _CHUNK = OperationKind("pandas.read_chunk")

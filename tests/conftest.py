@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -62,3 +62,15 @@ def quiet_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg-state"))
     logging.getLogger("stagewatch").setLevel(logging.NOTSET)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where everything is to be tested (``.ci/run``), what a test lacks is a failure."""
+    report = yield
+    if report.skipped and os.environ.get("STAGEWATCH_REQUIRE_ALL") and call.excinfo is not None:
+        report.outcome = "failed"
+        report.longrepr = f"skipped, but everything is required: {call.excinfo.value}"
+    return report

@@ -9,12 +9,12 @@ the tests whose result differs and exits 1 if there is one. Missing data files f
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import os
 import subprocess
 import sys
 import tempfile
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -77,7 +77,7 @@ def run(results: Path, with_us: bool, tests: list[str], workers: str) -> dict[st
     environ = os.environ | {
         _WITH_US: "1" if with_us else "",
         _RESULTS: str(results),
-        "PYTHONPATH": str(here.parent),
+        "PYTHONPATH": os.pathsep.join([str(here.parent), str(here.parent.parent)]),
     }
     subprocess.run(
         [
@@ -101,43 +101,16 @@ def run(results: Path, with_us: bool, tests: list[str], workers: str) -> dict[st
 # --- the plugin: this file again, inside pytest -----------------------------------------------
 
 
-class _Sink:
-    """Takes everything and keeps nothing."""
-
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self.offset = 0
-
-    def append(self, record: Any) -> None: ...
-    def store(self, *values: int) -> None: ...
-    def release(self, cell: Any) -> None: ...
-    def show_stages(self, cells: list[int], now: int) -> None: ...
-    def show_operation(self, name: int, start: int) -> None: ...
-
-    def cell(self, kind: str) -> Any:
-        return self
-
-    def run_cell(self) -> Any:
-        return self
-
-    def thread_slot(self) -> Any:
-        return self
-
-
 def _watch() -> None:
-    from opentelemetry.context import Context
-    from opentelemetry.sdk.trace import TracerProvider
-
-    from stagewatch import recording
     from stagewatch.instrumentation.pandas import PandasInstrumentor
     from stagewatch.model import Pipeline
+    from tests.recorded import Clock, Recorded
 
-    tracer = TracerProvider().get_tracer("stagewatch")
-    span = tracer.start_span("run")
-    run = recording.Run("0" * 32, Pipeline("suite"), Context(), span.get_span_context())
-    # Every other way through `end`: small calls fold, the others become spans.
-    recording.start(_Sink(), run, tracer, 0.001)
-    PandasInstrumentor().instrument(skip_dep_check=True)
+    # A real journal: what pandas' tests do becomes records and spans, not only calls of ours.
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    Recorded(Path(folder.name), Clock(), Pipeline(name="suite"))
+    PandasInstrumentor().instrument()
 
 
 _outcomes: dict[str, str] = {}

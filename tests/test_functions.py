@@ -23,8 +23,8 @@ from typing import Any
 import pandas
 import pytest
 
-from stagewatch import safety, tracing
-from stagewatch.instrumentation import _stage_calls, functions
+from stagewatch import safety, stage_calls, tracing, wrapping
+from stagewatch.instrumentation import functions
 from stagewatch.instrumentation._binding import SCRIPT, Binding, Target, declared_targets
 from stagewatch.instrumentation._watching import bindings
 from stagewatch.model import DeclaredStage, Pipeline
@@ -58,13 +58,13 @@ class _Stage:
 def seen(monkeypatch):
     """Stages are noted instead of recorded; an error of ours fails the test."""
     notes, swallowed = Seen(), safety.swallowed
-    monkeypatch.setattr(_stage_calls, "enter", notes.enter)
+    monkeypatch.setattr(stage_calls, "enter", notes.enter)
     yield notes
     assert safety.swallowed == swallowed
 
 
 def staged(function: Any) -> Any:
-    return functions.wrap(function, "s")
+    return wrapping.wrap(function, "s")
 
 
 def plain(a: int, /, b: int = 2, *rest: int, c: int, d: int = 4, **more: int) -> tuple:
@@ -137,15 +137,15 @@ def test_arguments_and_results_pass_unchanged(seen):
 def test_a_function_is_wrapped_once():
     """What is a stage already, also behind decorators that say so, is not made one again."""
     wrapper = staged(plain)
-    assert functions.wrap(wrapper, "other") is wrapper
+    assert wrapping.wrap(wrapper, "other") is wrapper
 
     @functools.wraps(wrapper)
     def decorated():
         return wrapper(1, c=1)
 
-    assert functions.wrap(decorated, "other") is decorated
+    assert wrapping.wrap(decorated, "other") is decorated
     static = staticmethod(wrapper)
-    assert functions.wrap(static, "other") is static
+    assert wrapping.wrap(static, "other") is static
 
 
 @pytest.mark.parametrize("thing", [len, int, functools.partial(plain, 1), object()])
@@ -557,9 +557,9 @@ def test_shipped_by_value_it_runs_bare_where_we_are_not():
         ("call", lambda hook: hook((), {})(None, 7)),
         ("generator", lambda hook: hook(7, (), {})),
     ):
-        data = pickle.dumps(functions._Hook(shape, "s"))
+        data = pickle.dumps(wrapping._Hook(shape, "s"))
         back = pickle.loads(data)
-        assert (type(back), back.shape, back.stage_name) == (functions._Hook, shape, "s")
+        assert (type(back), back.shape, back.stage_name) == (wrapping._Hook, shape, "s")
         code = f"import pickle, sys; h = pickle.loads({data!r}); print(({_source(call)})(h))"
         bare = subprocess.run(
             [sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=30
@@ -630,7 +630,7 @@ def test_loaded_modules_are_bound_at_once_and_put_back(seen, monkeypatch):
     original, finders = module.extract, list(sys.meta_path)
     paths = ("extract", "Loader.load", "Loader.parse", "Missing", "Loader.missing", "Loader")
     binding = Binding(
-        [Target("loaded_job", tuple(path.split(".")), path) for path in paths], functions.wrap
+        [Target("loaded_job", tuple(path.split(".")), path) for path in paths], wrapping.wrap
     )
     binding.start()
     try:
@@ -650,7 +650,7 @@ def test_loaded_modules_are_bound_at_once_and_put_back(seen, monkeypatch):
 def test_a_thing_that_cannot_be_wrapped_is_named_once(seen, monkeypatch, caplog):
     """One line says which stage is not recorded, and why."""
     fresh_module(monkeypatch, "odd_job", "import functools\nf = functools.partial(print)")
-    binding = Binding([Target("odd_job", ("f",), "load")], functions.wrap)
+    binding = Binding([Target("odd_job", ("f",), "load")], wrapping.wrap)
     with caplog.at_level(logging.WARNING):
         binding.start()
         binding._bind_module("odd_job")

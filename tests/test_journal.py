@@ -195,7 +195,7 @@ def test_handlers_that_raise_leave_no_gap(tmp_path: Path) -> None:
             signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-4, 1e-3))
             while time.monotonic() < until:
                 number += 1
-                journal.append(NameDefined(number, "x" * 400))
+                journal.append(NameDefined(number, "x" * 60))
         except Timeout:
             interrupted += 1
     signal.setitimer(signal.ITIMER_REAL, 0)

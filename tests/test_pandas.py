@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from tests.recorded import Clock, Recorded
 
-from stagewatch import recording, safety, tracing
+from stagewatch import recording, safety, stages
 from stagewatch.instrumentation.pandas import PandasInstrumentor
 from stagewatch.model import DeclaredDataset, Pipeline
 from stagewatch.records import DatasetTouched, OperationEnded, TallyDefined
+from tests.recorded import Clock, Recorded
 
 FRAME = pd.DataFrame({"k": ["x", "y", "x"], "n": [1.0, None, 3.0]})
 OTHER = pd.DataFrame({"k": ["x", "y"], "m": [10, 20]})
@@ -156,9 +156,7 @@ def test_slow_calls_become_spans(recorded: Recorded, clock: Clock) -> None:
 
 def test_operations_belong_to_their_stage(recorded: Recorded) -> None:
     """In the tally and on the span."""
-    with (
-        tracing.enter_stage("clean") if hasattr(tracing, "enter_stage") else tracing.stage("clean")
-    ):
+    with stages.stage("clean"):
         FRAME.dropna()
     assert _folded(recorded) == {"clean:pandas.dropna": (1, 3, 2)}
 
@@ -568,8 +566,8 @@ def test_from_the_first_import_on(tmp_path: Path) -> None:
     script = textwrap.dedent(
         f"""
         import pathlib, sys
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from recorded import Clock, Recorded
+        sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
+        from tests.recorded import Clock, Recorded
         from stagewatch import safety
         from stagewatch.instrumentation.pandas import PandasInstrumentor
         from stagewatch.model import Pipeline

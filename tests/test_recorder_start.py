@@ -233,7 +233,7 @@ def test_killed_recorder_is_replaced(place: Place) -> None:
     """SIGKILL of the recorder costs nothing: same spans once, and the true end of the job."""
     job = place.start(
         "job = Job(); job.announce()\n"
-        "for _ in range(60): job.spans(50); time.sleep(0.05)\n"
+        "for _ in range(40): job.spans(75); time.sleep(0.05)\n"
         "os._exit(6)"
     )
     for _ in range(3):
@@ -297,10 +297,10 @@ def test_leaving_and_coming(place: Place) -> None:
     """Jobs that come just while recorders leave are all closed with their own status."""
     place.environ["STAGEWATCH_RECORDER_IDLE"] = "0.05"
     expected = {}
-    for _ in range(6):
+    for _ in range(4):
         expected |= fleet(place, 4, "(time.sleep(number * 0.05), os._exit(number))")
         time.sleep(0.3)
-    assert place.statuses(24) == expected
+    assert place.statuses(16) == expected
 
 
 def test_socket_held_by_a_stranger(place: Place) -> None:

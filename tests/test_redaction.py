@@ -21,6 +21,11 @@ from stagewatch import redaction
         ("broken 'quote that never ends", "broken ?"),
         ('value "a\\"b" is bad', "value ? is bad"),
         ("column a1 not in utf8", "column a1 not in utf8"),
+        (
+            "Max retries exceeded with url: /down?token=a (x)",
+            "Max retries exceeded with url: /down? (x)",
+        ),
+        ("cannot reach ftp://me:pw@host/a", "cannot reach ftp://host/a"),
         ("", ""),
     ],
 )

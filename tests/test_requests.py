@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 import requests
 from opentelemetry import trace
-from tests.recorded import Recorded
 from requests.adapters import HTTPAdapter
 from urllib3.util.retry import Retry
 
-from stagewatch import recording, safety, tracing
+from stagewatch import recording, safety, stages
 from stagewatch.instrumentation.requests import RequestsInstrumentor
 from stagewatch.records import OperationEnded
+from tests.recorded import Recorded
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -141,7 +141,7 @@ def test_a_retry_is_counted(
 ) -> None:
     """503, then 200: one span, one operation, one retry of the stage."""
     _Handler.failures = 1
-    with tracing.stage("extract"):
+    with stages.stage("extract"):
         assert session.get(f"{server}/flaky?secret=1", timeout=10).status_code == 200
     http_span = recorded.spans()[0]
     assert (http_span.attributes or {})["http.request.resend_count"] == 1
@@ -165,7 +165,6 @@ def test_giving_up_counts_what_was_tried(
     assert recording.active.without_stage.retries == 3
 
 
-@pytest.mark.xfail(strict=True, reason="redaction.message keeps the query string of a URL")
 def test_messages_of_errors_have_no_query_string(
     server: str, recorded: Recorded, watched: RequestsInstrumentor, session: requests.Session
 ) -> None:

@@ -8,10 +8,12 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from stagewatch.database import connect
 from stagewatch.exporters.channels import open_channel
@@ -246,6 +248,53 @@ def test_a_bad_span_does_not_block_the_others(
     assert {dict(key)["signal"]: n for key, n in sent.items()}["traces"] == 98
 
 
+@pytest.mark.internal_errors
+def test_a_span_that_cannot_be_encoded_blocks_nothing(tmp_path: Path, made: Make) -> None:
+    """A time before 1970, which OTLP does not know."""
+    with OtlpReceiver() as receiver:
+        intake = made(receiver)
+        job = Job(intake, tmp_path)
+        job.put(job.span_ended("good"), job.span_ended("bad", start=-5), job.span_ended("fine"))
+        settled(intake)
+        assert [span.name for span in receiver.spans] == ["good", "fine"]
+    with open_history(tmp_path, readonly=True) as history:
+        assert sum(history.counters("stagewatch.telemetry.dropped").values()) == 1
+
+
+class _Partial(BaseHTTPRequestHandler):
+    """Takes all but two items of each request, and says so."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        answer = ExportTraceServiceResponse()
+        answer.partial_success.rejected_spans = 2
+        body = answer.SerializeToString()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_what_a_backend_takes_in_part_is_counted(tmp_path: Path) -> None:
+    """It does not say which; they are not sent again."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Partial) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        environ = environment(
+            f"http://127.0.0.1:{server.server_port}", OTEL_METRICS_EXPORTER="none"
+        )
+        intake = Intake(tmp_path, environ, sends=False)
+        whole_run(intake, tmp_path)
+        intake.stop(0.0)
+        shipped = ship(tmp_path, environ, 10.0)
+        server.shutdown()
+    assert shipped.pending == {}
+    with open_history(tmp_path, readonly=True) as history:
+        assert list(history.counters("stagewatch.telemetry.dropped").values()) == [2]
+        assert list(history.counters("stagewatch.telemetry.shipped").values()) == [1]
+
+
 @pytest.mark.parametrize("status", [401, 403, 404, 408, 429, 500, 503])
 def test_what_may_be_mended_is_kept(tmp_path: Path, made: Make, status: int) -> None:
     """A wrong token or path is no reason to throw anything away."""
@@ -298,11 +347,12 @@ def test_newer_headers_end_an_outage(tmp_path: Path, made: Make) -> None:
         intake = made(receiver, OTEL_EXPORTER_OTLP_HEADERS="authorization=old")
         whole_run(intake, tmp_path)
         receiver.wait_for(lambda r: r.requests)
-        receiver.serve()
         intake.headers({"OTEL_EXPORTER_OTLP_HEADERS": "authorization=new"})
-        receiver.wait_for(lambda r: len(r.spans) == 3)
+        receiver.wait_for(lambda r: r.requests[-1].headers["authorization"] == "new")
         assert receiver.requests[0].headers["authorization"] == "old"
-        assert receiver.requests[-1].headers["authorization"] == "new"
+        receiver.serve()
+        intake.headers({"OTEL_EXPORTER_OTLP_HEADERS": "authorization=newest"})
+        receiver.wait_for(lambda r: len(r.spans) == 3)
 
 
 def test_headers_are_never_on_disk(tmp_path: Path, made: Make) -> None:

@@ -10,7 +10,7 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
-from stagewatch import operations, recording, semconv, tracing
+from stagewatch import operations, recording, semconv, stages, tracing
 from stagewatch.model import Dataset, Pipeline
 from stagewatch.operations import OperationKind
 from stagewatch.records import (
@@ -31,7 +31,7 @@ APPLY = OperationKind("pandas.apply", open=True)
 
 def test_no_op_without_recording() -> None:
     """Without an SDK the public API does nothing and hands back something usable."""
-    with tracing.stage("load") as opened:
+    with stages.stage("load") as opened:
         opened.records(out=1)
     assert operations.begin(FILL) is None
     tracing.add_records(1, 2)
@@ -40,13 +40,13 @@ def test_no_op_without_recording() -> None:
 
 def test_whole_tree(recorded: Recorded, clock: Clock) -> None:
     """Run, stages, a slow operation and the user's own span hang together as they were nested."""
-    with tracing.stage("load"):
+    with stages.stage("load"):
         call = operations.begin(FILL)
         assert call is not None
         clock.advance(0.02)
         operations.end(call, rows_in=10, rows_out=10)
         with (
-            tracing.stage("inner"),
+            stages.stage("inner"),
             recorded.provider.get_tracer("mine").start_as_current_span("own"),
         ):
             clock.advance(1)
@@ -55,7 +55,7 @@ def test_whole_tree(recorded: Recorded, clock: Clock) -> None:
 
 def test_stage_record_and_attributes(recorded: Recorded, clock: Clock) -> None:
     """Numbers of a stage stand on its record and, worked out, on its span."""
-    with tracing.stage("load") as opened:
+    with stages.stage("load") as opened:
         clock.advance(2)
         opened.records(in_=10, out=6, rejected=2)
     (ended,) = recorded.of(StageEnded)
@@ -71,7 +71,7 @@ def test_stage_record_and_attributes(recorded: Recorded, clock: Clock) -> None:
 
 def test_what_nobody_counted_is_unknown(recorded: Recorded) -> None:
     """A stage without counts has no 0 records, it has none."""
-    with tracing.stage("load"):
+    with stages.stage("load"):
         pass
     (ended,) = recorded.of(StageEnded)
     assert (ended.records_in, ended.records_out) == (None, None)
@@ -80,7 +80,7 @@ def test_what_nobody_counted_is_unknown(recorded: Recorded) -> None:
 def test_failed_stage(recorded: Recorded) -> None:
     """The exception reaches the user; the span has type and place, and no message."""
     name = "Sm" + "ith"
-    with pytest.raises(ValueError, match="Smith"), tracing.stage("load"):
+    with pytest.raises(ValueError, match="Smith"), stages.stage("load"):
         float(name)
     (ended,) = recorded.of(StageEnded)
     assert (ended.outcome, ended.error_type) == ("failure", "ValueError")
@@ -93,7 +93,7 @@ def test_failed_stage(recorded: Recorded) -> None:
 
 def test_exception_is_recorded_once(recorded: Recorded) -> None:
     """The innermost span has the event; the stages around it only say that they failed."""
-    with pytest.raises(KeyError), tracing.stage("outer"), tracing.stage("inner"):
+    with pytest.raises(KeyError), stages.stage("outer"), stages.stage("inner"):
         raise KeyError("x")
     events = {span.name: len(span.events or ()) for span in recorded.spans()}
     assert events == {"inner": 1, "outer": 0}
@@ -102,7 +102,7 @@ def test_exception_is_recorded_once(recorded: Recorded) -> None:
 def test_exit_codes_are_outcomes(recorded: Recorded) -> None:
     """sys.exit(0) in a stage is success, sys.exit(3) failure."""
     for code in (0, 3):
-        with pytest.raises(SystemExit), tracing.stage(f"exit{code}"):
+        with pytest.raises(SystemExit), stages.stage(f"exit{code}"):
             raise SystemExit(code)
     assert [(ended.outcome, ended.error_type) for ended in recorded.of(StageEnded)] == [
         ("success", None),
@@ -112,7 +112,7 @@ def test_exit_codes_are_outcomes(recorded: Recorded) -> None:
 
 def test_cheap_call_folds(recorded: Recorded, clock: Clock) -> None:
     """Cheap calls leave no span but exact counts, in the page while the run is going."""
-    with tracing.stage("load"):
+    with stages.stage("load"):
         for _ in range(3):
             call = operations.begin(FILL)
             assert call is not None
@@ -146,7 +146,7 @@ def test_only_outermost_call_counts(recorded: Recorded) -> None:
 def test_io_is_always_a_span(recorded: Recorded, clock: Clock) -> None:
     """A reader is a span however quick, with its dataset, and its rows are the stage's records."""
     dataset = Dataset(uri="file:///a.csv", direction="in", rows=7, fingerprint="f")
-    with tracing.stage("extract"):
+    with stages.stage("extract"):
         call = operations.begin(READ)
         assert call is not None
         operations.end(call, rows_out=7, reads=7, datasets=[dataset])
@@ -194,7 +194,7 @@ def test_stage_calls_fold_after_a_hundred(recorded: Recorded, clock: Clock) -> N
     for number in range(103):
         failing = number == 102
         try:
-            with tracing.stage("page") as opened:
+            with stages.stage("page") as opened:
                 clock.advance(0.5)
                 opened.records(out=2)
                 if failing:
@@ -215,9 +215,9 @@ def test_stage_calls_fold_after_a_hundred(recorded: Recorded, clock: Clock) -> N
 def test_operations_in_a_folded_stage_keep_its_name(recorded: Recorded) -> None:
     """They hang under what is there, and say which stage they belong to."""
     for _ in range(101):
-        with tracing.stage("page"):
+        with stages.stage("page"):
             pass
-    with tracing.stage("page"):
+    with stages.stage("page"):
         call = operations.begin(READ)
         assert call is not None
         operations.end(call, reads=1)
@@ -230,7 +230,7 @@ def test_unsampled_is_recorded_but_no_span(tmp_path: Path, clock: Clock) -> None
     """The sampler decides which spans are exported, not what is counted."""
     recorded = Recorded(tmp_path, clock, Pipeline(name="test"), sampler=ALWAYS_OFF)
     try:
-        with tracing.stage("load") as opened:
+        with stages.stage("load") as opened:
             opened.records(out=3)
             call = operations.begin(READ)
             assert call is not None
@@ -250,10 +250,10 @@ def test_threads_have_their_own_stages(recorded: Recorded) -> None:
 
     def work() -> None:
         seen.append(tracing.current_stage())
-        with tracing.stage("aside"):
+        with stages.stage("aside"):
             pass
 
-    with tracing.stage("load"):
+    with stages.stage("load"):
         thread = threading.Thread(target=work)
         thread.start()
         thread.join()
@@ -265,7 +265,7 @@ def test_tasks_have_their_own_stages(recorded: Recorded) -> None:
     """asyncio tasks do not see each other's stages."""
 
     async def work(name: str) -> str:
-        with tracing.stage(name):
+        with stages.stage(name):
             await asyncio.sleep(0.001)
             stage = tracing.current_stage()
             assert stage is not None
@@ -280,7 +280,7 @@ def test_tasks_have_their_own_stages(recorded: Recorded) -> None:
 
 def test_page_shows_what_is_open(recorded: Recorded, clock: Clock) -> None:
     """The stack of stages, their counts and the open operation stand in the page at any moment."""
-    with tracing.stage("outer"), tracing.stage("inner") as inner:
+    with stages.stage("outer"), stages.stage("inner") as inner:
         inner.records(out=5)
         call = operations.begin(FILL)
         assert call is not None
@@ -350,7 +350,7 @@ def test_inherited_stage_counts_but_does_not_end(recorded: Recorded, tmp_path: P
 
 def test_own_span_under_a_stage_is_untouched(recorded: Recorded) -> None:
     """What the user sets on the current span inside a stage lands on the stage's span."""
-    with tracing.stage("load"):
+    with stages.stage("load"):
         trace.get_current_span().set_attribute("mine", 1)
     assert recorded.spans()[0].attributes is not None
     assert recorded.spans()[0].attributes["mine"] == 1

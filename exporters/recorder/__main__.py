@@ -13,11 +13,12 @@ import time
 from pathlib import Path
 from typing import Final
 
+from stagewatch import safety
 from stagewatch.exporters.recorder.door import Door
 from stagewatch.exporters.recorder.loop import Recorder
 from stagewatch.exporters.recorder.watch import Watch
 from stagewatch.exporters.state import remember_settings
-from stagewatch.safety import guarded, report
+from stagewatch.safety import guarded
 
 _FLUSH_SECONDS: Final = 5.0
 _LOG_BYTES: Final = 1 << 18
@@ -32,7 +33,7 @@ def main() -> None:
     try:
         _record(state, room, listening)
     except Exception as error:
-        report(error)
+        safety.report(error)
     os._exit(0)  # threads of the exporters may hang in a dead network
 
 

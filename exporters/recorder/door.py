@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct, field
 
+from stagewatch import safety
 from stagewatch.exporters.recorder.start import (
     ALIVE_BYTE,
     ELECTION_BYTE,
@@ -22,7 +23,6 @@ from stagewatch.exporters.recorder.start import (
     try_lock,
     unlock,
 )
-from stagewatch.safety import report
 
 _LONGEST_MESSAGE: Final = 1 << 16
 _LEAVING_SECONDS: Final = 10.0
@@ -161,7 +161,7 @@ class Door:
                     if caller.key:
                         socket.send_fds(connection, [message], pidfds)
                 except OSError as error:
-                    report(error)
+                    safety.report(error)
                 finally:
                     os.close(directory)
 
@@ -199,7 +199,7 @@ def _understood(message: bytes, pidfd: int | None) -> Caller | None:
                 text, pidfd, msgspec.json.decode(headers, type=dict[str, str]) if headers else {}
             )
     except (UnicodeDecodeError, msgspec.DecodeError) as error:
-        report(error)
+        safety.report(error)
     if pidfd is not None:
         os.close(pidfd)
     return None

@@ -13,6 +13,7 @@ from typing import Final, Protocol
 
 import msgspec
 
+from stagewatch import safety
 from stagewatch.exporters.journal import (
     FRAME,
     is_rolled,
@@ -22,7 +23,6 @@ from stagewatch.exporters.journal import (
 )
 from stagewatch.exporters.page import SIZE, PageReader, Words
 from stagewatch.records import ProcessStarted, Record, decode
-from stagewatch.safety import report
 
 _logger = logging.getLogger(__name__)
 
@@ -205,7 +205,7 @@ class Follower:
         except (sqlite3.OperationalError, OSError):
             raise
         except Exception as error:
-            report(error)
+            safety.report(error)
             self._take_singly(records, segment, offset)
 
     def _take_singly(self, records: list[tuple[Record, int]], segment: int, offset: int) -> None:
@@ -217,7 +217,7 @@ class Follower:
             except (sqlite3.OperationalError, OSError):
                 raise
             except Exception as error:
-                report(error)
+                safety.report(error)
                 continue
             self._offset = end
         # If this fails too it is not the records' fault, and what was left out comes again.
@@ -242,7 +242,7 @@ class Follower:
         return time.monotonic() < self._pause_until
 
     def _pause_after(self, error: Exception) -> None:
-        report(error)
+        safety.report(error)
         self._pause = min(max(2 * self._pause, 0.5), _LONGEST_PAUSE)
         self._pause_until = time.monotonic() + self._pause
 
@@ -266,7 +266,7 @@ def _decoded(body: bytes) -> Record | None:
     try:
         return decode(body)
     except msgspec.DecodeError as error:
-        report(error)
+        safety.report(error)
         return None
 
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from stagewatch import safety
 from stagewatch.exporters.recorder.door import Caller, Door
 from stagewatch.exporters.recorder.watch import Intake, Watch, journals
-from stagewatch.safety import report
 
 _SHORTEST_NAP: Final = 0.1
 _LONGEST_NAP: Final = 0.5
@@ -96,7 +96,7 @@ class Recorder:
         try:
             self._intake.tick(self._watch.pages(), time.time_ns())
         except Exception as error:
-            report(error)
+            safety.report(error)
 
     def _may_leave(self, idle: float, idle_seconds: float) -> bool:
         if idle < idle_seconds or self._door.has_visitors():
@@ -114,5 +114,5 @@ class Recorder:
         try:
             return self._intake.is_busy()
         except Exception as error:
-            report(error)
+            safety.report(error)
             return False

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from msgspec import json, msgpack
@@ -17,7 +17,7 @@ from msgspec import json, msgpack
 from stagewatch import semconv
 from stagewatch.database import PENDING, REJECTED, SENT, WAITING, transaction
 from stagewatch.exporters import otlp
-from stagewatch.exporters.channels import Channel, open_channel
+from stagewatch.exporters.channels import Channel, Reply, open_channel
 from stagewatch.exporters.otlp import LogItem, Point, Resource, Scope, SpanItem
 from stagewatch.exporters.recorder import rows, series
 from stagewatch.exporters.recorder.increments import Increment, dropped
@@ -123,10 +123,7 @@ class Outbox:
             if not found:
                 return True
             found = _cut(found)
-            items = {
-                n: SpanItem(resource, scope, threshold, _decode_span(record))
-                for n, resource, scope, threshold, record in found
-            }
+            items = {row[0]: row[1:] for row in found}
             self._learn(items.values())
             done = self._deliver("traces", items, self._spans_request)
             with transaction(self._link):
@@ -141,8 +138,12 @@ class Outbox:
                 return False
         return True
 
-    def _spans_request(self, items: Sequence[SpanItem]) -> Any:
-        return otlp.spans(items, self._resources, self._scopes)
+    def _spans_request(self, items: Sequence[Any]) -> bytes:
+        spans = [
+            SpanItem(resource, scope, threshold, _decode_span(record))
+            for resource, scope, threshold, record in items
+        ]
+        return otlp.spans(spans, self._resources, self._scopes)
 
     def _send_logs(self, goes_on: Callable[[], bool]) -> bool:
         while goes_on():
@@ -154,10 +155,7 @@ class Outbox:
             if not found:
                 return True
             found = _cut(found)
-            items = {
-                n: LogItem(resource, scope, _decode_log(record))
-                for n, resource, scope, record in found
-            }
+            items = {row[0]: row[1:] for row in found}
             self._learn(items.values())
             done = self._deliver("logs", items, self._logs_request)
             with transaction(self._link):
@@ -168,15 +166,16 @@ class Outbox:
                 return False
         return True
 
-    def _logs_request(self, items: Sequence[LogItem]) -> Any:
-        return otlp.logs(items, self._resources, self._scopes)
+    def _logs_request(self, items: Sequence[Any]) -> bytes:
+        logs = [LogItem(resource, scope, _decode_log(record)) for resource, scope, record in items]
+        return otlp.logs(logs, self._resources, self._scopes)
 
     def _send_deltas(self, goes_on: Callable[[], bool]) -> bool:
         while self._delta and goes_on():
             items = series.deltas(self._link, self._destination, BATCH)
             if not items:
                 return True
-            self._learn_resources(items.values())
+            self._learn_resources(point.resource for point in items.values())
             done = self._deliver("metrics", items, self._metrics_request)
             with transaction(self._link):
                 gone = [(n,) for n in (*done.accepted, *done.bad)]
@@ -199,7 +198,7 @@ class Outbox:
             before = {
                 n: one.before(now) for n, one in part.items() if not self._delta and one.is_new(now)
             }
-            self._learn_resources(one.point(now, delta=self._delta) for one in part.values())
+            self._learn_resources(one.resource for one in part.values())
             if before and self._deliver("metrics", before, self._metrics_request).is_refused:
                 return False
             now = max(time.time_ns(), now + 1_000_000)
@@ -212,13 +211,13 @@ class Outbox:
                 return False
         return True
 
-    def _metrics_request(self, items: Sequence[Point]) -> Any:
+    def _metrics_request(self, items: Sequence[Point]) -> bytes:
         return otlp.metrics(items, self._resources)
 
     # --- delivery -----------------------------------------------------------------------------
 
     def _deliver(
-        self, signal: str, items: Mapping[int, Any], encode: Callable[[Sequence[Any]], Any]
+        self, signal: str, items: Mapping[int, Any], encode: Callable[[Sequence[Any]], bytes]
     ) -> _Delivery:
         accepted: list[int] = []
         bad: list[int] = []
@@ -226,7 +225,7 @@ class Outbox:
         waiting = [list(items)]
         while waiting:
             part = waiting.pop()
-            reply = self._channel(signal).send(encode([items[n] for n in part]))
+            reply = self._attempt(signal, [items[n] for n in part], encode)
             if reply.accepted:
                 accepted += part
                 rejected += min(reply.rejected, len(part))
@@ -238,6 +237,16 @@ class Outbox:
                 half = len(part) // 2
                 waiting += [part[half:], part[:half]]
         return _Delivery(accepted, bad, rejected, False)
+
+    def _attempt(
+        self, signal: str, items: list[Any], encode: Callable[[Sequence[Any]], bytes]
+    ) -> Reply:
+        try:
+            request = encode(items)
+        except Exception as error:  # of one item, such as a time before 1970: found by halving
+            report(error)
+            return Reply(False, is_bad=True)
+        return self._channel(signal).send(request)
 
     def _channel(self, signal: str) -> Channel:
         channel = self._channels.get(signal)
@@ -281,29 +290,28 @@ class Outbox:
                 time.time_ns(),
             )
 
-    def _learn(self, items: Any) -> None:
-        self._learn_resources(items)
+    def _learn(self, found: Collection[Any]) -> None:
+        """Resources and scopes of rows that begin with their numbers."""
+        self._learn_resources(row[0] for row in found)
         if len(self._scopes) > _CACHED:
             self._scopes.clear()
-        for item in items:
-            if item.scope not in self._scopes:
+        for _, scope, *_ in found:
+            if scope not in self._scopes:
                 row = self._link.execute(
-                    "select name, version, schema_url from scope where id = ?", (item.scope,)
+                    "select name, version, schema_url from scope where id = ?", (scope,)
                 ).fetchone()
-                self._scopes[item.scope] = Scope(*row) if row else Scope("", "", "")
+                self._scopes[scope] = Scope(*row) if row else Scope("", "", "")
 
-    def _learn_resources(self, items: Any) -> None:
+    def _learn_resources(self, numbers: Iterable[int]) -> None:
         if len(self._resources) > _CACHED:
             self._resources.clear()
-        for item in items:
-            if item.resource not in self._resources:
+        for number in numbers:
+            if number not in self._resources:
                 row = self._link.execute(
-                    "select attributes, messages from resource where id = ?", (item.resource,)
+                    "select attributes, messages from resource where id = ?", (number,)
                 ).fetchone()
                 attributes, messages = row or (b"\x80", 0)
-                self._resources[item.resource] = Resource(
-                    msgpack.decode(attributes), bool(messages)
-                )
+                self._resources[number] = Resource(msgpack.decode(attributes), bool(messages))
 
 
 def _cut(found: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:

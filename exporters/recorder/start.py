@@ -24,8 +24,8 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from stagewatch import safety
 from stagewatch.exporters.journal import pid_namespace
-from stagewatch.safety import report
 
 ALIVE_BYTE: Final = 0
 ELECTION_BYTE: Final = 1
@@ -70,7 +70,7 @@ def announce(room: Path, key: str, environ: Mapping[str, str], state: Path) -> A
     except BlockingIOError:
         return Announced()  # thousands wait already: the recorder's scan finds our journal
     except Exception as error:
-        report(error)
+        safety.report(error)
         return Announced()
 
 
@@ -88,7 +88,7 @@ def introduce(room: Path, key: str, environ: Mapping[str, str]) -> Announced:
     except BlockingIOError:
         return Announced()
     except Exception as error:
-        report(error)
+        safety.report(error)
         return Announced()
 
 

@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
+from stagewatch import safety
 from stagewatch.exporters.journal import boot_id, host_id, pid_namespace
 from stagewatch.exporters.page import PageReader
 from stagewatch.exporters.recorder import kernel
 from stagewatch.exporters.recorder.door import Caller, is_key
 from stagewatch.exporters.recorder.follow import Follower, Taker, remove_files
-from stagewatch.safety import report
 
 _logger = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ class Watch:
             follower = Follower(self._room, key, self._intake)
         except Exception as error:
             if not isinstance(error, FileNotFoundError):
-                report(error)
+                safety.report(error)
             return None
         if follower.is_closed:
             follower.forget()

@@ -9,8 +9,7 @@ import json
 import os
 import sys
 
-from stagewatch import tracing
-from stagewatch.instrumentation import _stage_calls, functions
+from stagewatch import stage_calls, tracing, wrapping
 from stagewatch.instrumentation._binding import Binding, declared_targets
 from stagewatch.model import DeclaredStage, Pipeline
 
@@ -42,6 +41,6 @@ class Noted:
 if "STAGES" in os.environ:
     declared = json.loads(os.environ["STAGES"])
     pipeline = Pipeline("test", stages={k: DeclaredStage(function=v) for k, v in declared.items()})
-    _stage_calls.enter = Noted
+    stage_calls.enter = Noted
     atexit.register(lambda: note("exit", repr(sys.gettrace()), None))
-    Binding(declared_targets(pipeline), functions.wrap).start()
+    Binding(declared_targets(pipeline), wrapping.wrap).start()

@@ -28,7 +28,9 @@ create table meta(key text primary key, value text) without rowid;
 create table destination(id integer primary key, key text unique not null, signals text not null);
 create table journal(
     key text primary key, run_id text not null, segment int not null, offset int not null,
-    closed int not null default 0, at int not null, exiting blob, state blob) without rowid;
+    closed int not null default 0, at int not null, exiting blob, state blob,
+    destination int not null) without rowid;
+create index journal_open on journal(destination) where not closed;
 create index journal_run on journal(run_id);
 create table run(
     id integer primary key, run_id text unique not null, pipeline text not null, trace_id blob,
@@ -46,7 +48,7 @@ create table stage(
     run int not null, name text not null, calls int not null, failed int not null,
     start int not null, seconds real not null, active_seconds real not null, records_in int,
     records_out int, records_rejected int not null, retries int not null, cpu_seconds real,
-    memory_peak int, error_type text, primary key(run, name)) without rowid;
+    memory_peak int, error_type text, by_frames int not null default 0, primary key(run, name)) without rowid;
 create table operation(
     run int not null, stage text not null, name text not null, calls int not null,
     folded int not null, failed int not null, seconds real not null, rows_in int not null,

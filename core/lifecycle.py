@@ -24,7 +24,7 @@ from opentelemetry.propagators._envcarrier import EnvironmentGetter, Environment
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, TraceFlags
 
 from stagewatch import failures, program, recording, redaction, safety, semconv, tracing
-from stagewatch.config import Config, Settings, load_or_default
+from stagewatch.config import Config, Settings, load_or_default, parameters
 from stagewatch.exporters import metrics, state
 from stagewatch.exporters.journal import (
     JournalWriter,
@@ -153,7 +153,7 @@ def open_run(
     journal.append(_process_started(_opened))
     if span is not None:
         journal.append(_run_started(prepared, run, surroundings, directory))
-    recorder_start.announce(room, journal.key, os.environ, directory)
+    recorder_start.announce(room, journal.key, _environment(prepared.config), directory)
     _begin(_opened)
     _show_to_children(run, prepared.pipeline.name, is_new=span is not None)
     atexit.register(_exiting)
@@ -285,6 +285,16 @@ def _run_started(
         links=links,
         declared=run.pipeline if run.pipeline.name in prepared.config.pipelines else None,
     )
+
+
+def _environment(config: Config) -> dict[str, str]:
+    """For the recorder, which does not know whose file it should read: settings as variables."""
+    found = dict(os.environ)
+    if config.file is not None:
+        for setting in parameters():
+            if setting.in_file:
+                found[setting.variable] = setting.text(config.settings)
+    return found
 
 
 def _show_to_children(run: Run, pipeline: str, *, is_new: bool) -> None:

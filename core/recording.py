@@ -144,6 +144,7 @@ class StageTally:
         self._calls = self._failed = self._nanoseconds = self._active = self._cpu = 0
         self._memory = 0
         self._counts = Counts()
+        self._by_frames = 0
         self._buckets = [0] * (len(DURATION_BUCKETS) + 1)
         self._cell = sink.cell("folded_stage")
         if self._cell is not None:
@@ -163,6 +164,7 @@ class StageTally:
             self._cpu += int(call.cpu_seconds * 1e9)
             self._memory = max(self._memory, call.memory_peak)
             self._buckets[bucket_index((call.end - call.start) / 1e9)] += 1
+            self._by_frames |= call.by_frames
             self._counts.add(call.records_in, call.records_out, call.records_rejected, call.retries)
             self._store()
         if failed and call.error_type:
@@ -178,6 +180,7 @@ class StageTally:
 
     def _store(self) -> None:
         if self._cell is not None:
+            *counts, known = self._counts.fields()
             self._cell.store(
                 self._calls,
                 self._failed,
@@ -185,7 +188,8 @@ class StageTally:
                 self._active,
                 self._cpu,
                 self._memory,
-                *self._counts.fields(),
+                *counts,
+                known | self._by_frames << 2,
                 *self._buckets,
             )
 

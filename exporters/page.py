@@ -63,7 +63,7 @@ LAYOUTS: Final[dict[str, tuple[str, ...]]] = {
     ),
 }
 """Fields of a cell, all unsigned. ``counted``: bit 0 = ``records_in`` is known, bit 1 =
-``records_out``; a count that nobody made is not 0."""
+``records_out``; a count that nobody made is not 0; bits 2 and 3 = they are rows of frames."""
 
 # A strongly ordered machine shows the stores in their order, and the sequence numbers suffice.
 _CHECKED: Final = os.uname().machine not in {"x86_64", "AMD64", "i386", "i686"}

@@ -16,7 +16,7 @@ import pytest
 
 from stagewatch import semconv
 from stagewatch.exporters.page import Words
-from stagewatch.exporters.recorder.ingest import CLOSED, Intake
+from stagewatch.exporters.recorder.ingest import CLOSED, Intake, open_intake
 from stagewatch.history import SpanRow, open_history
 from stagewatch.model import Outcome, Pipeline, Role, Schedule, Sla
 from stagewatch.records import MetricsCollected, OperationEnded, RunExiting, ScopeDefined, decode
@@ -244,6 +244,22 @@ def test_a_process_that_joined_adds_but_does_not_judge(tmp_path: Path, intake: I
     assert (run.outcome, run.end, run.records_out) == (Outcome.SUCCESS, START + 10 * SECOND, 6)
 
 
+def test_frames_handed_on_are_not_the_runs_records(tmp_path: Path, intake: Intake) -> None:
+    """Three stages pass the same frame along: each has its rows, the run what was read."""
+    job = Job(intake, tmp_path)
+    job.open()
+    job.stage_ended(job.stage("extract"), 1.0, records_in=10, records_out=10, by_frames=2)
+    job.stage_ended(job.stage("clean"), 2.0, records_in=10, records_out=9, by_frames=3)
+    job.stage_ended(job.stage("load"), 3.0, records_in=9, records_out=9, by_frames=1)
+    job.exits(4)
+    job.dies()
+    with open_history(tmp_path, readonly=True) as history:
+        run = history.run(job.run)
+        stages = {stage.name: stage.records_in for stage in history.stages(job.run)}
+    assert (run.records_in, run.records_out) == (10, 9)
+    assert stages == {"extract": 10, "clean": 10, "load": 9}
+
+
 def test_a_run_whose_opener_was_never_seen_is_not_shown(tmp_path: Path, intake: Intake) -> None:
     """A child alone is no run, and none that is active for ever."""
     child = Job(intake, tmp_path, opens=False, run="ab" * 16)
@@ -388,6 +404,29 @@ def test_ticks_show_records_so_far_and_their_rate(tmp_path: Path, intake: Intake
     with open_history(tmp_path, readonly=True) as history:
         run = history.run(job.run)
     assert (run.records_in, run.records_out, run.records_rejected) == (1001, 1502, 5)
+
+
+def test_runs_whose_journal_is_lost_do_not_stay_active(tmp_path: Path) -> None:
+    """Somebody deleted the room: the next recorder of the same destination ends them."""
+    state, room = tmp_path / "state", tmp_path / "state" / "rooms" / "here"
+    room.mkdir(parents=True)
+    environ = environment("http://127.0.0.1:1")
+    first = Intake(state, environ, sends=False)
+    lost, living = Job(first, room), Job(first, room)
+    for job in (lost, living):
+        job.open()
+    (room / f"{living.key}.0.journal").touch()
+    other = Intake(state, environment(), sends=False)
+    foreign = Job(other, room)
+    foreign.open()
+    for one in (first, other):
+        one.stop(0.0)
+    open_intake(state, room, environ).stop(0.0)
+    with open_history(state, readonly=True) as history:
+        found = {run.run_id: (run.outcome, run.error_type) for run in history.runs()}
+    assert found == {
+        lost.run: (Outcome.ERROR, "unknown"), living.run: (None, None), foreign.run: (None, None),
+    }  # fmt: skip
 
 
 _TAKER = """

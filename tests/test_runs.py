@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -248,6 +249,41 @@ def test_an_instrumentor_that_raises_stops_nobody(jobs: Jobs, tmp_path: Path) ->
     assert result.stdout == "True\n"
     assert "RuntimeError" in result.stderr
     assert len(jobs.runs()) == 1
+
+
+def test_another_configurator_was_chosen(jobs: Jobs, tmp_path: Path) -> None:
+    """Ours attach to its SDK: it exports the spans, the history has everything."""
+    site = tmp_path / "site"
+    info = site / "other-1.0.dist-info"
+    info.mkdir(parents=True)
+    (site / "other_sdk.py").write_text(
+        textwrap.dedent(
+            """
+            from opentelemetry import trace
+            from opentelemetry.sdk.trace import TracerProvider
+            from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
+
+            class Configurator:
+                def configure(self, **_):
+                    provider = TracerProvider()
+                    exporter = ConsoleSpanExporter(formatter=lambda span: span.name + "\\n")
+                    provider.add_span_processor(SimpleSpanProcessor(exporter))
+                    trace.set_tracer_provider(provider)
+            """
+        )
+    )
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[opentelemetry_configurator]\nother = other_sdk:Configurator\n"
+    )
+    result = jobs.run(
+        "import stagewatch\nwith stagewatch.stage('load'): pass",
+        PYTHONPATH=str(site),
+        OTEL_PYTHON_CONFIGURATOR="other",
+    )
+    assert result.stdout == "load\n"
+    (run,) = jobs.runs()
+    assert jobs.tree(run) == [{"load": []}]
 
 
 def test_sampled_out_is_still_counted(jobs: Jobs) -> None:

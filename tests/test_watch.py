@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import socket
 import sqlite3
 import struct
 import time
@@ -27,8 +28,9 @@ from stagewatch.exporters.journal import (
 )
 from stagewatch.exporters.page import PageReader, Words
 from stagewatch.exporters.recorder import kernel
-from stagewatch.exporters.recorder.door import Caller, is_key
+from stagewatch.exporters.recorder.door import Caller, Door, is_key
 from stagewatch.exporters.recorder.follow import Follower
+from stagewatch.exporters.recorder.loop import Recorder
 from stagewatch.exporters.recorder.watch import Watch, journals
 from stagewatch.records import NameDefined, ProcessStarted, Record
 
@@ -99,6 +101,14 @@ def watch(tmp_path: Path, intake: FakeIntake, epoll: select.epoll) -> Iterator[W
     watch = Watch(tmp_path, intake, epoll)
     yield watch
     watch.close()
+
+
+@pytest.fixture
+def door(tmp_path: Path, epoll: select.epoll) -> Iterator[Door]:
+    door = Door(tmp_path, epoll)
+    door.reopen()
+    yield door
+    door.close()
 
 
 def started(key: str, *, host: str = "", boot: str = "", opens_run: bool = True) -> ProcessStarted:
@@ -242,6 +252,32 @@ def test_exec_closes_both_journals(
     os.waitpid(pid, 0)
     assert intake.closed == [(f"{own}.bb", 0, False), (f"{own}.aa", 0, False)]
     assert left(tmp_path) == []
+
+
+def test_descriptor_numbers_are_given_again(
+    tmp_path: Path, watch: Watch, intake: FakeIntake, door: Door, epoll: select.epoll
+) -> None:
+    """A pidfd that gets the number of a connection that just spoke is not taken for a death."""
+    recorder = Recorder(tmp_path, intake, door, watch, epoll)
+    callers = []
+    for random in ("aa", "bb", "cc"):
+        key = f"{os.getpid()}.{start_ticks()}.{random}"
+        write(tmp_path, key, [1])
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(str(tmp_path / "sock"))
+        callers.append((key, connection))
+    assert door.callers() == []
+    pidfd = os.pidfd_open(os.getpid())
+    for key, connection in callers:
+        socket.send_fds(connection, [key.encode()], [pidfd])
+        connection.close()
+    os.close(pidfd)
+    events = epoll.poll(10)
+    connections = {descriptor for descriptor, _ in events}
+    assert len(events) == 3
+    recorder._attend(events)
+    assert connections & {follower.pidfd for follower in watch.followers.values()}
+    assert (intake.closed, len(watch.followers)) == ([], 3)
 
 
 @pytest.mark.internal_errors

@@ -1,4 +1,4 @@
-"""``python -m stagewatch.exporters.recorder STATE ROOM SOCKET STARTS``: started by `spawn` only."""
+"""``STATE ROOM SOCKET INODE STARTS``: the arguments that `spawn` gives the recorder."""
 
 from __future__ import annotations
 
@@ -26,21 +26,22 @@ _LOG_BYTES: Final = 1 << 18
 
 def main() -> None:
     """Be the recorder of a room until nobody needs it; exits, but by a signal, with status 0."""
-    state, room, listening = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    state, room = Path(sys.argv[1]), Path(sys.argv[2])
+    listening, place = int(sys.argv[3]), int(sys.argv[4])
     if "detach" in sys.argv and os.fork():
         os._exit(0)
     _settle(state)
     try:
-        _record(state, room, listening)
+        _record(state, room, listening, place)
     except Exception as error:
         safety.report(error)
     os._exit(0)  # threads of the exporters may hang in a dead network
 
 
-def _record(state: Path, room: Path, listening: int) -> None:
+def _record(state: Path, room: Path, listening: int, place: int) -> None:
     epoll = select.epoll()
     door = Door(room, epoll)
-    callers = door.take_over(listening)
+    callers = door.take_over(listening, place)
     if callers is None:
         return
     # Only who is the recorder loads the rest, and opens the history.

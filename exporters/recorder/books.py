@@ -175,13 +175,19 @@ def load_journal(link: sqlite3.Connection, key: str) -> Journal:
     return Journal() if row is None else _unpack(row[0])
 
 
-def save_journal(
-    link: sqlite3.Connection, key: str, journal: Journal, *, closed: bool = False
-) -> None:
+def open_journals(link: sqlite3.Connection, destination: int) -> list[str]:
+    """Keys of those whose process is not known to be dead."""
+    rows = link.execute(
+        "select key from journal where destination = ? and not closed", (destination,)
+    )
+    return [key for (key,) in rows]
+
+
+def save_journal(books: Books, key: str, journal: Journal, *, closed: bool = False) -> None:
     """Position and state; of a closed one only what its predecessor by exec may still need."""
     exiting = journal.exiting
-    link.execute(
-        "insert or replace into journal values(?, ?, ?, ?, ?, ?, ?, ?)",
+    books.link.execute(
+        "insert or replace into journal values(?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             key,
             journal.process.run_id if journal.process else "",
@@ -191,6 +197,7 @@ def save_journal(
             journal.seen,
             None if exiting is None else encode_record(exiting),
             None if closed else _pack(journal),
+            books.destination,
         ),
     )
 

@@ -27,6 +27,8 @@ from stagewatch.exporters.recorder.start import (
 _LONGEST_MESSAGE: Final = 1 << 16
 _LEAVING_SECONDS: Final = 10.0
 """How long a predecessor may take to leave."""
+_CONNECTING_SECONDS: Final = 0.05
+"""How long a caller may be between finding the socket's name and standing in its queue."""
 
 
 class Caller(Struct, frozen=True):
@@ -54,28 +56,30 @@ class Door:
         self._room = room
         self._epoll = epoll
         self._alive = os.open(room / "alive", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._listening: socket.socket | None = None
+        # More than one after a `reopen`: somebody may have found the old one just before.
+        self._listening: dict[int, socket.socket] = {}
         self._visitors: dict[int, socket.socket] = {}
 
     def try_life(self) -> bool:
         """Be the one who may read the journals of this room; False if somebody else is."""
         return try_lock(self._alive, ALIVE_BYTE)
 
-    def take_over(self, listening: int) -> list[Caller] | None:
-        """Become the recorder of this room; whoever waited at the socket *listening* is returned.
+    def take_over(self, listening: int, place: int) -> list[Caller] | None:
+        """Become the recorder of this room, at the socket *listening*, bound at the inode *place*.
 
-        None if another recorder is it and goes on: our callers are passed on to it.
+        Whoever waits there is returned; None if another recorder is it and goes on: our callers
+        are passed on to it.
         """
         self._listen(socket.socket(fileno=listening))
         until = time.monotonic() + _LEAVING_SECONDS
-        place = self._place()
+        before = self._place()
         while not self.try_life():
             # It is leaving, or reads for a report, unless it has put its own socket over ours.
-            if time.monotonic() > until or self._place() != place:
+            if time.monotonic() > until or self._place() != before:
                 self._pass_on(self.callers())
                 return None
             time.sleep(0.02)
-        return self.reopen()
+        return self.callers() if self._place() == place else self.reopen()
 
     def reopen(self) -> list[Caller]:
         """Listen under the one name, whatever was there; returns who came until then."""
@@ -94,44 +98,45 @@ class Door:
         finally:
             os.close(directory)
             unlock(self._alive, ELECTION_BYTE)
-        came = self.callers()
-        self._stop_listening()
         self._listen(fresh)
-        return came
+        return self.callers()
 
     def leave(self) -> list[Caller]:
         """Take the name away, so that nobody else comes; returns who came before that."""
         (self._room / "sock").unlink(missing_ok=True)
+        time.sleep(_CONNECTING_SECONDS)
         return self.callers()
 
     def close(self) -> None:
         """Leave the room to the next."""
-        self._stop_listening()
-        for visitor in self._visitors.values():
-            visitor.close()
+        for connection in (*self._listening.values(), *self._visitors.values()):
+            connection.close()
         os.close(self._alive)
 
     def is_ours(self, descriptor: int) -> bool:
         """Whether a descriptor that *epoll* names is the door's."""
-        listening = self._listening.fileno() if self._listening else -1
-        return descriptor == listening or descriptor in self._visitors
+        return descriptor in self._listening or descriptor in self._visitors
 
     def callers(self) -> list[Caller]:
         """Everybody whose message is there."""
-        while self._listening is not None:
-            try:
-                visitor, _ = self._listening.accept()
-            except OSError:  # nobody else, or no descriptor left: then later
-                break
-            visitor.setblocking(False)
-            self._visitors[visitor.fileno()] = visitor
-            self._epoll.register(visitor.fileno(), select.EPOLLIN)
+        for listening in self._listening.values():
+            self._accept(listening)
         heard = (self._hear(descriptor) for descriptor in list(self._visitors))
         return [caller for caller in heard if caller is not None]
 
     def has_visitors(self) -> bool:
         """Whether anybody is connected who has said nothing yet."""
         return bool(self._visitors)
+
+    def _accept(self, listening: socket.socket) -> None:
+        while True:
+            try:
+                visitor, _ = listening.accept()
+            except OSError:  # nobody else, or no descriptor left: then later
+                return
+            visitor.setblocking(False)
+            self._visitors[visitor.fileno()] = visitor
+            self._epoll.register(visitor.fileno(), select.EPOLLIN)
 
     def _hear(self, descriptor: int) -> Caller | None:
         visitor = self._visitors[descriptor]
@@ -167,14 +172,8 @@ class Door:
 
     def _listen(self, listening: socket.socket) -> None:
         listening.setblocking(False)
-        self._listening = listening
+        self._listening[listening.fileno()] = listening
         self._epoll.register(listening.fileno(), select.EPOLLIN)
-
-    def _stop_listening(self) -> None:
-        if self._listening is not None:
-            self._epoll.unregister(self._listening.fileno())
-            self._listening.close()
-            self._listening = None
 
     def _place(self) -> int:
         try:

@@ -20,6 +20,7 @@ from stagewatch.exporters.recorder.books import (
     Books,
     Journal,
     load_journal,
+    open_journals,
     save_journal,
 )
 from stagewatch.exporters.recorder.ending import Death, end_process
@@ -90,7 +91,7 @@ class Intake:
                 take(self._books, journal, record, batch)
             journal.segment, journal.offset = segment, offset
             self._books.write(journal, batch)
-            save_journal(self._link, key, journal)
+            save_journal(self._books, key, journal)
         if self._sender is not None:
             has_begun = any(one.metric is semconv.RUN_ACTIVE for one in batch.found)
             self._sender.wake(totals=has_begun)
@@ -116,11 +117,20 @@ class Intake:
             if journal.process is not None:
                 death = Death(wait_status, died_at, lost_host)
                 end_process(self._books, key, journal, journal.process, page, death)
-            save_journal(self._link, key, journal, closed=True)
+            save_journal(self._books, key, journal, closed=True)
         del self._journals[key]
         self._live.forget(journal)
         if self._sender is not None:
             self._sender.wake(totals=True)
+
+    def close_lost(self, rooms: Path) -> None:
+        """End the processes whose journals are gone from all *rooms*, with the room perhaps.
+
+        Nobody would ever close them, and their runs would be active for ever.
+        """
+        for key in open_journals(self._link, self._books.destination):
+            if not any(rooms.glob(f"*/{key}.*")):
+                self.close(key, None, None, died_at=None)
 
     def tick(self, pages: Mapping[str, PageReader], now: int) -> None:
         """Refresh what is known of active runs, every few seconds at most; prune, every hour."""
@@ -208,4 +218,6 @@ def open_intake(state: Path, room: Path, environ: Mapping[str, str]) -> Intake:
 
     Raises sqlite3.Error or OSError where the history cannot be opened.
     """
-    return Intake(state, environ)
+    intake = Intake(state, environ)
+    intake.close_lost(room.parent)
+    return intake

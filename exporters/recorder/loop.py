@@ -58,11 +58,12 @@ class Recorder:
         self._watch.read(everything=True)
 
     def _attend(self, events: Sequence[tuple[int, int]]) -> None:
-        # Callers first: one of the dead may have left its pidfd in the queue.
+        # Sorted out first: a caller's pidfd may get the number of a connection that is over.
+        dead = [descriptor for descriptor, _ in events if self._watch.is_pidfd(descriptor)]
         if any(self._door.is_ours(descriptor) for descriptor, _ in events):
             self._serve(self._door.callers())
-        for descriptor, _ in events:
-            if self._watch.is_pidfd(descriptor):
+        for descriptor in dead:
+            if self._watch.is_pidfd(descriptor):  # an exec'd process has several
                 self._watch.died(descriptor)
 
     def _serve(self, callers: Sequence[Caller]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any, Final
 
 from msgspec.msgpack import encode
@@ -27,9 +28,18 @@ ERROR: Final = 2
 """`opentelemetry.trace.StatusCode.ERROR`."""
 _RUN_FIELDS: Final = tuple(Run.__struct_fields__)
 
+_ADD_SPANS: Final = (
+    "insert or ignore into span(trace_id, span_id, parent, run, role, start, seconds, failed, "
+    "state, destination, resource, scope, record) values "
+)
+_SPAN_MARKS: Final = "(" + ", ".join("?" * 13) + ")"
+_AT_ONCE: Final = 40
+"""Rows of one statement: each statement costs a release of the interpreter's lock."""
+
 _ADD_STAGE: Final = """
 insert into stage values(:run, :name, :calls, :failed, :start, :seconds, :active, :records_in,
-    :records_out, :records_rejected, :retries, :cpu, :memory, :error_type)
+    :records_out, :records_rejected, :retries, :cpu, :memory, :error_type,
+    :by_frames)
 on conflict(run, name) do update set calls = calls + excluded.calls,
     failed = failed + excluded.failed, seconds = seconds + excluded.seconds,
     start = case when start = 0 then excluded.start else min(start, excluded.start) end,
@@ -44,7 +54,8 @@ on conflict(run, name) do update set calls = calls + excluded.calls,
         ifnull(cpu_seconds, excluded.cpu_seconds)),
     memory_peak = max(ifnull(memory_peak, excluded.memory_peak),
         ifnull(excluded.memory_peak, memory_peak)),
-    error_type = ifnull(excluded.error_type, error_type)
+    error_type = ifnull(excluded.error_type, error_type),
+    by_frames = by_frames | excluded.by_frames
 """
 
 
@@ -182,13 +193,13 @@ def read_run(link: sqlite3.Connection, number: int) -> Run:
 def sum_records(link: sqlite3.Connection, number: int) -> None:
     """Set the run's records: the sums over its stages, and over what belongs to none.
 
-    Rows belong to the innermost stage, so nothing is counted twice on one side; what one stage
-    hands to the next counts in both.
+    Rows belong to the innermost stage, so what was read or written counts once. Rows of frames
+    that one stage hands to the next would count in each, and so not at all.
     """
     link.execute(
-        "update run set (records_in, records_out, records_rejected) = (select sum(records_in), "
-        "sum(records_out), ifnull(sum(records_rejected), 0) from stage where run = ?1) "
-        "where id = ?1",
+        "update run set (records_in, records_out, records_rejected) = (select "
+        "sum(iif(by_frames & 1, null, records_in)), sum(iif(by_frames & 2, null, records_out)), "
+        "ifnull(sum(records_rejected), 0) from stage where run = ?1) where id = ?1",
         (number,),
     )
 
@@ -212,6 +223,7 @@ def add_stage(link: sqlite3.Connection, run: int, ended: StageEnded, failed: boo
             "cpu": ended.cpu_seconds or None,
             "memory": ended.memory_peak or None,
             "error_type": ended.error_type,
+            "by_frames": ended.by_frames,
         },
     )
 
@@ -239,6 +251,7 @@ def add_cell(
             "cpu": cell.get("cpu_nanoseconds", 0) / SECOND or None,
             "memory": cell.get("memory_peak") or None,
             "error_type": None,
+            "by_frames": cell["counted"] >> 2,
         },
     )
 
@@ -291,14 +304,13 @@ def span_values(
 
 
 def add_spans(
-    link: sqlite3.Connection, run: int, values: Iterable[tuple[Any, ...]], *, details: bool
+    link: sqlite3.Connection, run: int, values: Sequence[tuple[Any, ...]], *, details: bool
 ) -> None:
     """Spans of one run, *details* among them; one that is known by its id is left as it is."""
-    link.executemany(
-        "insert or ignore into span(trace_id, span_id, parent, run, role, start, seconds, failed, "
-        "state, destination, resource, scope, record) values(" + ", ".join("?" * 13) + ")",
-        values,
-    )
+    for at in range(0, len(values), _AT_ONCE):
+        part = values[at : at + _AT_ONCE]
+        statement = _ADD_SPANS + ", ".join([_SPAN_MARKS] * len(part))
+        link.execute(statement, list(chain.from_iterable(part)))
     link.execute(
         "update run set has_spans = 1, has_details = has_details or ?1 "
         "where id = ?2 and (not has_spans or not has_details and ?1)",

@@ -40,7 +40,7 @@ _SIGNALS_TO_RESET: Final = (
 
 def spawn(room: Path, state: Path, listening: int, environ: Mapping[str, str]) -> None:
     """Start keeper and recorder of *room*: a session of their own, not our children, with nothing
-    open but the null device and the socket *listening*. Raises OSError.
+    open but the null device and the socket *listening*, which is ``ROOM/sock``. Raises OSError.
     """
     if not sys.executable:
         raise FileNotFoundError("no Python to run the recorder with: sys.executable is empty")
@@ -86,7 +86,8 @@ def recorder_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 def _command(room: Path, state: Path, listening: int) -> list[str]:
     python = [sys.executable, "-I", "-c", _MAIN, "\n".join(_import_path())]
-    recorder = [*python, str(state), str(room), str(listening)]
+    place = os.stat(room / "sock").st_ino
+    recorder = [*python, str(state), str(room), str(listening), str(place)]
     if os.path.exists(_SHELL):
         return [_SHELL, "-c", _KEEPER, str(room / "start"), *recorder]
     return [*recorder, "0", "detach"]

@@ -48,7 +48,8 @@ create table stage(
     run int not null, name text not null, calls int not null, failed int not null,
     start int not null, seconds real not null, active_seconds real not null, records_in int,
     records_out int, records_rejected int not null, retries int not null, cpu_seconds real,
-    memory_peak int, error_type text, by_frames int not null default 0, primary key(run, name)) without rowid;
+    memory_peak int, error_type text, by_frames int not null default 0,
+    primary key(run, name)) without rowid;
 create table operation(
     run int not null, stage text not null, name text not null, calls int not null,
     folded int not null, failed int not null, seconds real not null, rows_in int not null,

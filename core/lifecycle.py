@@ -28,6 +28,8 @@ from stagewatch.config import Config, Settings, load_or_default, parameters
 from stagewatch.exporters import metrics, state
 from stagewatch.exporters.journal import (
     JournalWriter,
+    boot_id,
+    host_id,
     new_key,
     pid_namespace,
     start_ticks,
@@ -242,8 +244,8 @@ def _process_started(opened: Opened) -> ProcessStarted:
         pid=os.getpid(),
         ticks=start_ticks(),
         ppid=os.getppid(),
-        host_id=program.host_id(),
-        boot_id=program.boot_id(),
+        host_id=host_id(),
+        boot_id=boot_id(),
         pid_namespace=pid_namespace(),
         run_id=run.run_id,
         trace_id=run.span.trace_id.to_bytes(16, "big"),

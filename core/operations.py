@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from msgspec import Struct
-from msgspec.structs import force_setattr
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.trace import Span, SpanContext
@@ -17,52 +16,76 @@ from stagewatch import recording as state
 from stagewatch import records, semconv
 from stagewatch.failures import error_type, fail_span
 from stagewatch.model import Dataset
-from stagewatch.recording import Doing, OperationTally, Recording, thread
+from stagewatch.recording import OperationTally, Recording
+from stagewatch.records import NAME_MASK
 from stagewatch.safety import report
-from stagewatch.tracing import STAGE_KEY, add_records, current_stage, detach, on_activity
+from stagewatch.tracing import add_records, current_stage, detach, inner_stage, on_activity
 
-_get_current = otel_context.get_current
 _clock = time.time_ns
 _ticks = time.monotonic_ns
 
 
-class OperationKind(Struct, frozen=True):
+class OperationKind:
     """What an instrumentor knows of a library call before it happens; made once per patch."""
 
-    name: str
-    """``library.call``: the span's name, the tally's and the ``operation`` attribute."""
-    io: bool = False
-    """Reads or writes something outside the process: always a span."""
-    open: bool = False
-    """May run the user's code or another instrumentor's: has its span before it runs."""
-    library: str = ""
-    """The part of `name` before the first dot; set by itself."""
-    number: int = 0
-    """Stands for the name in the status page; set by itself."""
+    __slots__ = ("io", "library", "name", "number", "open", "ready")
 
-    def __post_init__(self) -> None:
-        force_setattr(self, "library", self.name.partition(".")[0])
-        force_setattr(self, "number", _numbers.setdefault(self.name, len(_numbers) + 1))
+    def __init__(self, name: str, io: bool = False, open: bool = False) -> None:
+        self.name = name
+        """``library.call``: the span's name, the tally's and the ``operation`` attribute."""
+        self.io = io
+        """Reads or writes something outside the process: always a span."""
+        self.open = open
+        """May run the user's code or another instrumentor's: has its span before it runs."""
+        self.library = name.partition(".")[0]
+        self.number = _numbers.setdefault(name, min(len(_numbers) + 1, NAME_MASK))
+        """Stands for the name in the status page."""
+        self.ready: Recording | None = None
+        """The recording whose journal has the number, if calls may take the short way."""
 
 
 _numbers: dict[str, int] = {}
 
 
 class Call:
-    """An operation under way."""
+    """An operation under way. A thread has one that it uses for all its calls that do not nest."""
 
-    __slots__ = ("children", "kind", "outer", "recording", "span", "start", "token")
+    __slots__ = (
+        "base",
+        "children",
+        "kind",
+        "library",
+        "operation",
+        "outer",
+        "recording",
+        "span",
+        "start",
+        "token",
+    )
 
-    def __init__(self, outer: str | None) -> None:
+    def __init__(self, recording: Recording | None, base: Call | None, outer: str | None) -> None:
+        self.recording = recording
+        self.base: Call = base or self
+        """The thread's own one."""
+        self.library: str | None = None
+        """Of the thread's own one: whose operation is open; further calls of it do not count."""
         self.outer = outer
+        """What `library` is when this call is over."""
+        self.operation: Any = [0]
+        """Where the status page shows the open operation of this thread."""
         self.span: Span | None = None
         self.token: Any = None
         self.children = False
-        self.recording: Recording
         self.kind: OperationKind
         self.start: int
 
 
+class _Thread(threading.local):
+    def __init__(self) -> None:
+        self.call = Call(None, None, None)
+
+
+_thread = _Thread()
 open_calls: dict[int, Call] = {}
 """Operations under way that have their span already, by span id."""
 
@@ -73,56 +96,74 @@ def begin(kind: OperationKind) -> Call | None:
     recording = state.active
     if recording is None:
         return None
-    doing = thread.doing
-    call: Call | None = doing.call
+    call = _thread.call
     if (
-        call is None
+        kind.ready is not recording
         or call.recording is not recording
-        or doing.library is not None
-        or kind.open
-        or kind.number not in recording.named
+        or call.library is not None
         or on_activity
     ):
-        return _begin_seldom(recording, doing, kind)
+        return _begin_seldom(recording, call, kind)
     # Two microseconds is all there is, beside the thirteen of a pandas call: nothing is made here.
     call.kind = kind
-    doing.library = kind.library
-    operation = doing.operation
-    operation[1] = call.start = _ticks()
-    operation[0] = kind.number
+    call.library = kind.library
+    call.start = start = _ticks()
+    call.operation[0] = start & ~NAME_MASK | kind.number
     return call
 
 
-def _begin_seldom(recording: Recording, doing: Doing, kind: OperationKind) -> Call | None:
-    outer = doing.library
-    if outer == kind.library:
-        return None
+def _begin_seldom(recording: Recording, base: Call, kind: OperationKind) -> Call | None:
     try:
+        if base.recording is not recording:  # the thread's first, or the first after a fork
+            base = _thread.call = Call(recording, None, None)
+            doing = recording.doing()
+            if doing.slot is not None:
+                base.operation = doing.slot.operation
+        outer = base.library
+        if outer == kind.library:
+            return None
         for hook in tuple(on_activity):
             hook()
-        doing = recording.doing()
-        if doing.call is None:
-            doing.call = Call(None)
-            doing.call.recording = recording
         if kind.number not in recording.named:
-            recording.sink.append(records.NameDefined(kind.number, kind.name))
             recording.named.add(kind.number)
-        call: Call = doing.call
+            recording.sink.append(records.NameDefined(kind.number, kind.name))
+        if not (kind.open or kind.io):
+            kind.ready = recording
+        call = base
         if outer is not None or kind.open:
-            call = Call(outer)
-            call.recording = recording
+            call = Call(recording, base, outer)
+            call.operation = base.operation
         call.kind = kind
         call.start = _ticks()
         if kind.open:
             _open_span(call)
-        doing.operation[1] = call.start
-        doing.operation[0] = kind.number
-        doing.recorded = 0
-        doing.library = kind.library
+        recording.doing().recorded = 0
+        call.operation[0] = call.start & ~NAME_MASK | kind.number
+        base.library = kind.library
         return call
     except Exception as error:
         report(error)
         return None
+
+
+def fold(call: Call, rows_in: int, rows_out: int) -> None:
+    """`end` of a call that went well, for kinds that are neither ``io`` nor ``open``: the path on
+    which a microsecond counts."""
+    nanoseconds = _ticks() - call.start
+    recording = call.recording
+    if nanoseconds >= recording.threshold:  # type: ignore[union-attr]
+        end(call, rows_in=rows_in, rows_out=rows_out)
+        return
+    call.base.library = call.outer
+    call.operation[0] = 0
+    try:
+        tallies = (inner_stage.get() or current_stage() or recording).operations  # type: ignore[union-attr]
+        tally = tallies.get(call.kind.name)
+        if tally is None:
+            tally = _new_tally(recording, call.kind.name)  # type: ignore[arg-type]
+        tally.add(nanoseconds, rows_in, rows_out)
+    except Exception as fault:
+        report(fault)
 
 
 def end(
@@ -142,24 +183,11 @@ def end(
     outside, which are the stage's records; None for operations that do neither.
     """
     nanoseconds = _ticks() - call.start
-    doing = thread.doing
-    doing.library = call.outer
-    doing.operation[0] = 0
-    recording = call.recording
-    kind = call.kind
+    recording, kind = call.recording, call.kind
+    call.base.library = call.outer
+    call.operation[0] = 0
     try:
-        if (
-            error is None
-            and nanoseconds < recording.threshold
-            and not kind.io
-            and call.span is None
-            and recording is state.active
-        ):
-            stage = _get_current().get(STAGE_KEY)
-            tallies = recording.operations_of("") if stage is None else stage.operations  # type: ignore[attr-defined]
-            tally = tallies.get(kind.name) or _new_tally(recording, kind.name)
-            tally.add(nanoseconds, rows_in, rows_out)
-            return
+        assert recording is not None
         if call.token is not None:
             detach(call.token)
             open_calls.pop(call.span.get_span_context().span_id, None)  # type: ignore[union-attr]
@@ -177,6 +205,7 @@ def end(
         span = call.span or _start_span(call, wall)
         span.set_attributes({**known, **(attributes or {})})
         if error is not None:
+            doing = recording.doing()
             fail_span(span, error, recorded=doing.recorded == id(error))
             doing.recorded = id(error)
         span.end(wall + nanoseconds)
@@ -257,6 +286,7 @@ def _open_span(call: Call) -> None:
 
 def _start_span(call: Call, wall: int) -> Span:
     recording = call.recording
+    assert recording is not None
     context = otel_context.get_current()
     if not trace.get_current_span(context).get_span_context().is_valid:
         context = recording.run.context

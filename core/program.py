@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Sequence
 
 from msgspec import Struct
@@ -108,24 +107,3 @@ def parent_run(value: str | None) -> ParentRun | None:
     except ValueError:
         pass
     return None
-
-
-def host_id() -> str:
-    """Of this machine or container: what tells its processes from another's."""
-    for path in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
-        try:
-            with open(path) as file:
-                if found := file.read().strip():
-                    return found
-        except OSError:
-            continue
-    return socket.gethostname()
-
-
-def boot_id() -> str:
-    """Changes with every boot; empty where the kernel does not tell."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            return file.read().strip()
-    except OSError:
-        return ""

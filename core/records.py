@@ -227,6 +227,11 @@ class StageFailed(Struct, array_like=True, tag="F", frozen=True, gc=False):
     error_type: str
 
 
+NAME_MASK = (1 << 10) - 1
+"""Bits of the status page's operation word that hold a `NameDefined` number; the rest, with these
+bits 0, is the operation's start on the monotonic clock in nanoseconds."""
+
+
 class NameDefined(Struct, array_like=True, tag="K", frozen=True, gc=False):
     """An operation's name, before the status page shows its number as open."""
 

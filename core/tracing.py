@@ -10,6 +10,7 @@ import resource
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any
 
 from opentelemetry import context as otel_context
@@ -27,8 +28,10 @@ from stagewatch.safety import report
 FULL_SPANS = 100
 """Calls of one stage name in a run that get a span; the rest fold into a tally."""
 
-STAGE_KEY = otel_context.create_key("stagewatch-stage")
-"""Where the current stage is in an OpenTelemetry context, which threads and tasks hand on."""
+_STAGE_KEY = otel_context.create_key("stagewatch-stage")
+"""Where the current stage is in an OpenTelemetry context, which pools hand on to their threads."""
+inner_stage: ContextVar[OpenStage | None] = ContextVar("stagewatch-stage", default=None)
+"""The same, one call away; None also where only the OpenTelemetry context knows it."""
 _get_current = otel_context.get_current
 _clock = time.time_ns
 _ticks = time.monotonic_ns
@@ -95,9 +98,9 @@ class OpenStage:
         context = _get_current()
         if not self._folded:
             context = self._open_span(context, attributes)
-        self._context = otel_context.set_value(STAGE_KEY, self, context)
+        self._context = otel_context.set_value(_STAGE_KEY, self, context)
         self._started = self._resumed = _ticks()
-        self._token: Any = otel_context.attach(self._context)
+        self._token: Any = (otel_context.attach(self._context), inner_stage.set(self))
         thread.doing.recorded = 0
 
     def _open_span(
@@ -172,19 +175,18 @@ class OpenStage:
         """No longer current: the generator that is this stage has yielded."""
         if self._token is not None:
             self._active += _ticks() - self._resumed
-            detach(self._token)
+            for token in self._token:
+                detach(token)
             self._token = None
 
     def resume(self) -> None:
         """Current again: the generator goes on."""
         if self._token is None:
             self._resumed = _ticks()
-            self._token = otel_context.attach(
-                otel_context.set_value(
-                    STAGE_KEY,
-                    self,
-                    trace.set_span_in_context(self._span) if self._span else None,
-                )
+            context = trace.set_span_in_context(self._span) if self._span else None
+            self._token = (
+                otel_context.attach(otel_context.set_value(_STAGE_KEY, self, context)),
+                inner_stage.set(self),
             )
 
     def leave(
@@ -297,7 +299,7 @@ def enter(name: str, attributes: Mapping[str, AttributeValue] | None = None) -> 
 
 def current_stage() -> OpenStage | None:
     """The innermost stage of this thread or task, if any."""
-    stage = _get_current().get(STAGE_KEY)
+    stage = inner_stage.get() or _get_current().get(_STAGE_KEY)
     return stage if isinstance(stage, OpenStage) else None
 
 

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 
 from stagewatch.exporters.memory import Memory
 from stagewatch.measures import DURATION_BUCKETS
+from stagewatch.records import NAME_MASK
 
 SIZE: Final = 1 << 16
 MAGIC: Final = b"SWPAGE1\0"
@@ -28,7 +29,7 @@ _set_word: Final = _WORD.pack_into
 THREADS: Final = 16
 STACK: Final = 8
 _THREAD: Final = Struct("@" + "Q" * (STACK + 6))
-_OPERATION: Final = Struct("@QQ")  # number of the name, start: each word is one store
+_OPERATION: Final = _WORD  # start and number of the name in one word: in one store
 _THREADS_AT: Final = 256
 _OPERATIONS_AT: Final = _THREADS_AT + THREADS * 2 * _THREAD.size
 _NOBODY: Final = memoryview(bytearray(_OPERATION.size)).cast("Q")
@@ -88,43 +89,36 @@ class Cell:
     """Counters of one thing. `store` is called under the writer's lock."""
 
     __slots__ = (
-        "_buffer",
-        "_is_plain",
         "_memory",
-        "_number",
-        "_pack",
         "_size",
+        "buffer",
+        "is_plain",
         "kind",
+        "number",
         "offset",
+        "pack",
         "places",
     )
 
-    def __init__(self, memory: Memory, kind: str, offset: int, number: int = 0) -> None:
+    def __init__(self, memory: Memory, kind: str, offset: int) -> None:
         layout = _STRUCTS[kind]
         self.kind = kind
         self.offset = offset
         self._memory = memory
-        self._number = number
         self._size = layout.size
-        self._pack = layout.pack_into
-        self._buffer = memory.buffer
-        self._is_plain = not (_CHECKED or memory.copy_on_write)
+        self.number = 0
         self.places = (offset, offset + layout.size)
-
-    def store_four(self, a: int, b: int, c: int, d: int) -> None:
-        """`store` for a cell of four fields, which every folded call goes through."""
-        if self._is_plain:
-            number = self._number = self._number + 1
-            self._pack(self._buffer, self.places[number & 1], number, a, b, c, d, 0, number)
-        else:
-            self.store(a, b, c, d)
+        self.buffer = memory.buffer
+        self.pack = layout.pack_into
+        self.is_plain = not (_CHECKED or memory.copy_on_write)
+        """All that `store` does here is to pack: who counts much does so itself."""
 
     def store(self, *values: int) -> None:
         """Replace all fields, in the order of `LAYOUTS`."""
-        number = self._number = self._number + 1
+        number = self.number = self.number + 1
         at = self.places[number & 1]
         check = _checksum(values) if _CHECKED else 0
-        self._pack(self._buffer, at, number, *values, check, number)
+        self.pack(self.buffer, at, number, *values, check, number)
         if self._memory.copy_on_write:
             self._memory.publish(at, at + self._size)
 
@@ -143,9 +137,9 @@ class ThreadSlot:
         self.operation: memoryview = (
             _NOBODY if memory.copy_on_write else memory.buffer[at : at + _OPERATION.size].cast("Q")
         )
-        """Number of the open operation's name (0: none) and its start on the monotonic clock.
-        Written in place by `stagewatch.operations`, start first: a call would cost as much as all
-        the rest. Not shown where each store is a system call."""
+        """One word: the open operation's start on the monotonic clock, with the number of its name
+        in the bits of `NAME_MASK`; 0 if none is open. Written in place by `stagewatch.operations`,
+        because a call would cost as much as all the rest; not where a store is a system call."""
 
     def show_stages(self, cells: list[int], now: int) -> None:
         """Offsets of the cells of the open stages, outermost first."""
@@ -226,7 +220,7 @@ class OpenThread(NamedTuple):
     operation: int
     """Number of the open operation's name (`NameDefined`), 0 if none."""
     operation_start: int
-    """Nanoseconds of this host's monotonic clock; meaningless if *operation* is 0."""
+    """Nanoseconds of this host's monotonic clock, to the microsecond; 0 if there is none."""
 
 
 class PageReader:
@@ -266,14 +260,13 @@ class PageReader:
         """Threads that showed anything."""
         for index in range(THREADS):
             values = self._newest(_THREAD, _THREADS_AT + index * 2 * _THREAD.size)
-            name, start = _OPERATION.unpack_from(
-                self._buffer, _OPERATIONS_AT + index * _OPERATION.size
-            )
-            if values is None and not start:
+            (word,) = _OPERATION.unpack_from(self._buffer, _OPERATIONS_AT + index * _OPERATION.size)
+            if values is None and not word:
                 continue
+            name = word & NAME_MASK
             thread, depth, since = values[1:4] if values else (0, 0, 0)
             stages = values[4 : 4 + min(depth, STACK)] if values else ()
-            yield OpenThread(thread, stages, since, name, start)
+            yield OpenThread(thread, stages, since, name, word - name)
 
     def _newest(self, layout: Struct, offset: int) -> tuple[int, ...] | None:
         for attempt in range(1000):

@@ -25,7 +25,7 @@ from stagewatch.instrumentation._base import (
     operation,
 )
 from stagewatch.instrumentation._pandas_io import rows_of
-from stagewatch.operations import OperationKind, begin, end
+from stagewatch.operations import OperationKind, begin, end, fold
 
 Rows = Callable[[Arguments, Keywords], int]
 
@@ -65,7 +65,7 @@ def _folding(name: str, rows_in: Rows = _of_self) -> Callable[[Function], Functi
             if call is not None:
                 # In place there is no result, and the frame is as long as it has become.
                 after = rows_of(args[0] if result is None else result)
-                end(call, rows_in=before, rows_out=after)
+                fold(call, before, after)
             return result
 
         return wrapper
@@ -133,7 +133,10 @@ def _fillna(wrapped: Function) -> Function:
         self: Any, value: Any, *, axis: Any = None, inplace: Any = False, limit: Any = None
     ) -> Any:
         call = begin(kind)
-        rows = 0 if call is None else rows_of(self)
+        try:
+            rows = len(self.index)
+        except Exception:
+            rows = 0
         held = [self]
         del self
         try:
@@ -145,7 +148,7 @@ def _fillna(wrapped: Function) -> Function:
             drop_first_frame(error)
             raise
         if call is not None:
-            end(call, rows_in=rows, rows_out=rows)
+            fold(call, rows, rows)
         return result
 
     return wrapper

@@ -123,7 +123,6 @@ class Recorded:
     def close(self) -> None:
         tracing.detach(self.token)
         recording.stop()
-        recording.thread.doing = recording.Doing()
         tracing.before_stage_ends.clear()
         tracing.after_stage_ended.clear()
         operations.open_calls.clear()

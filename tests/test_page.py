@@ -105,10 +105,10 @@ def test_threads(tmp_path: Path) -> None:
     other = page.thread_slot(22)
     assert slot is not None and other is not None
     slot.show_stages([100, 200], 5)
-    slot.operation[1], slot.operation[0] = 9, 3
+    slot.operation[0] = 4096 | 3
     other.show_stages(list(range(1, STACK + 3)), 6)
     assert list(read(tmp_path).threads()) == [
-        OpenThread(11, (100, 200), 5, 3, 9),
+        OpenThread(11, (100, 200), 5, 3, 4096),
         OpenThread(22, tuple(range(1, STACK + 1)), 6, 0, 0),
     ]
     slot.show_stages([], 7)

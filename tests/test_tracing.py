@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from pathlib import Path
 
@@ -127,6 +128,31 @@ def test_cheap_call_folds(recorded: Recorded, clock: Clock) -> None:
             "rows_out": 12,
         }
     assert recorded.tree() == [{"load": []}]
+
+
+def test_threads_lose_no_folded_call(recorded: Recorded) -> None:
+    """Folding takes no lock, and is exact all the same: threads switch as often as they can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def work() -> None:
+        for _ in range(3000):
+            call = operations.begin(FILL)
+            assert call is not None
+            operations.fold(call, 2, 1)
+
+    try:
+        threads = [threading.Thread(target=work) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    (tally,) = recorded.of(TallyDefined)
+    cell = recorded.page().cell("operation", tally.cell)
+    assert cell is not None
+    assert (cell["calls"], cell["rows_in"], cell["rows_out"]) == (18000, 36000, 18000)
 
 
 def test_only_outermost_call_counts(recorded: Recorded) -> None:
@@ -287,7 +313,7 @@ def test_page_shows_what_is_open(recorded: Recorded, clock: Clock) -> None:
         (thread,) = recorded.page().threads()
         cells = [recorded.page().cell("stage", offset) for offset in thread.stages]
         assert [cell and cell["records_out"] for cell in cells] == [0, 5]
-        assert (thread.operation, thread.operation_start) == (FILL.number, clock.now)
+        assert (thread.operation, thread.operation_start) == (FILL.number, clock.now & ~1023)
         operations.end(call)
         assert next(iter(recorded.page().threads())).operation == 0
     assert next(iter(recorded.page().threads())).stages == ()

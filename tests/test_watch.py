@@ -270,14 +270,15 @@ def test_descriptor_numbers_are_given_again(
     pidfd = os.pidfd_open(os.getpid())
     for key, connection in callers:
         socket.send_fds(connection, [key.encode()], [pidfd])
-        connection.close()
-    os.close(pidfd)
     events = epoll.poll(10)
     connections = {descriptor for descriptor, _ in events}
     assert len(events) == 3
     recorder._attend(events)
     assert connections & {follower.pidfd for follower in watch.followers.values()}
     assert (intake.closed, len(watch.followers)) == ([], 3)
+    os.close(pidfd)
+    for _, connection in callers:
+        connection.close()
 
 
 @pytest.mark.internal_errors

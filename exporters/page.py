@@ -25,7 +25,6 @@ MAGIC: Final = b"SWPAGE1\0"
 _HEADER: Final = Struct("@8sQQQ")  # magic, pid, start ticks, PID namespace
 _WORD: Final = Struct("@Q")
 _WORDS_AT: Final = 64
-_set_word: Final = _WORD.pack_into
 THREADS: Final = 16
 STACK: Final = 8
 _THREAD: Final = Struct("@" + "Q" * (STACK + 6))
@@ -161,10 +160,11 @@ class PageWriter:
     ) -> None:
         self._memory = Memory(path, SIZE, copy_on_write=copy_on_write)
         self._buffer = self._memory.buffer
-        self._copy_on_write = copy_on_write
         _HEADER.pack_into(self._buffer, 0, MAGIC, os.getpid(), ticks, pid_namespace)
         if copy_on_write:
             self._memory.publish(0, _HEADER.size)
+        self.position = self._buffer[_WORDS_AT : _WORDS_AT + 8].cast("Q")
+        """The word ``JOURNAL_POSITION``, for who sets it all the time and knows of `publish`."""
         self._end = _RUN_CELL_AT
         self._free: dict[str, list[Cell]] = {}
         self._slots = 0
@@ -192,12 +192,6 @@ class PageWriter:
             return None
         self._slots += 1
         return ThreadSlot(self._memory, self._slots - 1, thread)
-
-    def set_position(self, value: int) -> None:
-        """`set` for the journal's position, on the hot path."""
-        _set_word(self._buffer, _WORDS_AT, value)
-        if self._copy_on_write:
-            self._memory.publish(_WORDS_AT, _WORDS_AT + 8)
 
     def set(self, word: int, value: int) -> None:
         """Change one of `Words`."""

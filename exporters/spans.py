@@ -13,16 +13,14 @@ from opentelemetry.trace import Link
 from stagewatch import redaction
 from stagewatch.exporters.journal import JournalWriter
 from stagewatch.records import Attributes, Record, ScopeDefined, SpanEnded
+from stagewatch.safety import report
 
 _EXCEPTION_MESSAGE = "exception.message"
 _EXCEPTION_STACKTRACE = "exception.stacktrace"
 
 
 class SpanWriter:
-    """Writes spans to a journal; exception messages are redacted unless *messages* is set.
-
-    `write` raises what the encoder raises: its caller is guarded.
-    """
+    """Writes spans to a journal; exception messages are redacted unless *messages* is set."""
 
     def __init__(self, *, messages: bool) -> None:
         self._append: Callable[[Record], None] = _nowhere
@@ -38,39 +36,42 @@ class SpanWriter:
         self._append = journal.append
 
     def write(self, span: Any) -> None:
-        """Append one ended `ReadableSpan`."""
+        """Append one ended `ReadableSpan`; never raises."""
         # The fields behind the properties: those copy, and cost as much as all the rest. A test
         # pins them.
-        trace_id, span_id, _, _, state, _ = span._context
-        parent = span._parent
-        status = span._status
-        attributes, events, links = span._attributes, span._events, span._links
-        scope = self._scopes.get(id(span._instrumentation_scope))
-        if scope is None:
-            scope = self._define(span._instrumentation_scope)
-        record = SpanEnded(
-            span._name,
-            trace_id.to_bytes(16, "big"),
-            span_id.to_bytes(8, "big"),
-            b"" if parent is None else parent[1].to_bytes(8, "big"),
-            span._start_time,
-            span._end_time,
-            span._kind._value_,
-            status._status_code._value_,
-            self._message(status._description) if status._description else None,
-            scope,
-            _clean(attributes),
-            [self._event(event) for event in events] if events._dq else None,
-            [_link(link) for link in links] if links._dq else None,
-            state.to_header() if state._dict else "",
-            (attributes.dropped, events.dropped, links.dropped)
-            if attributes.dropped or events.dropped or links.dropped
-            else None,
-        )
         try:
-            self._append(record)
-        except (TypeError, OverflowError, ValueError):  # numpy.float64, an int of 65 bits
-            self._append(_plain_record(record))
+            trace_id, span_id, _, _, state, _ = span._context
+            parent = span._parent
+            status = span._status
+            attributes, events, links = span._attributes, span._events, span._links
+            scope = self._scopes.get(id(span._instrumentation_scope))
+            if scope is None:
+                scope = self._define(span._instrumentation_scope)
+            record = SpanEnded(
+                span._name,
+                trace_id.to_bytes(16, "big"),
+                span_id.to_bytes(8, "big"),
+                b"" if parent is None else parent[1].to_bytes(8, "big"),
+                span._start_time,
+                span._end_time,
+                span._kind._value_,
+                status._status_code._value_,
+                self._message(status._description) if status._description else None,
+                scope,
+                _clean(attributes),
+                [self._event(event) for event in events] if events._dq else None,
+                [_link(link) for link in links] if links._dq else None,
+                state.to_header() if state._dict else "",
+                (attributes.dropped, events.dropped, links.dropped)
+                if attributes.dropped or events.dropped or links.dropped
+                else None,
+            )
+            try:
+                self._append(record)
+            except (TypeError, OverflowError, ValueError):  # numpy.float64, an int of 65 bits
+                self._append(_plain_record(record))
+        except Exception as error:
+            report(error)
 
     def _define(self, scope: InstrumentationScope | None) -> int:
         number = self._scopes[id(scope)] = len(self._kept)

@@ -34,7 +34,7 @@ from stagewatch.exporters.journal import (
     pid_namespace,
     start_ticks,
 )
-from stagewatch.exporters.page import PageReader
+from stagewatch.exporters.page import PageReader, Words
 from stagewatch.exporters.recorder import start as recorder_start
 from stagewatch.exporters.spans import SpanWriter
 from stagewatch.model import Outcome, Pipeline
@@ -42,6 +42,7 @@ from stagewatch.processors import errors, throughput
 from stagewatch.recording import Run
 from stagewatch.records import ProcessStarted, RunExiting, RunStarted
 
+_began = time.thread_time_ns()
 _logger = logging.getLogger(__name__)
 RUN_VARIABLE = "STAGEWATCH_RUN"
 
@@ -72,6 +73,8 @@ class Opened(Struct):
     """Pid of the process that says how the run ended; 0 if it is another one."""
     ships_itself: bool
     elsewhere: bool
+    overhead: int = 0
+    """Nanoseconds of CPU that our start took."""
 
 
 _prepared: Prepared | None = None
@@ -158,6 +161,8 @@ def open_run(
     recorder_start.announce(room, journal.key, _environment(prepared.config), directory)
     _begin(_opened)
     _show_to_children(run, prepared.pipeline.name, is_new=span is not None)
+    _opened.overhead = time.thread_time_ns() - _began
+    journal.page.set(Words.OVERHEAD, _opened.overhead)
     atexit.register(_exiting)
     os.register_at_fork(after_in_child=_forked)
     return journal
@@ -328,7 +333,7 @@ def _forked() -> None:
         max_bytes=opened.settings.journal_max_bytes,
         copy_on_write=state.is_copy_on_write(opened.room),
     )
-    opened.owner = 0
+    opened.owner = opened.overhead = 0
     opened.journal.append(_process_started(opened))
     recorder_start.introduce(opened.room, opened.journal.key, os.environ)
     opened.spans.attach(opened.journal)
@@ -343,6 +348,7 @@ def _forked() -> None:
 @safety.guarded
 def _exiting() -> None:
     """Last of all exit handlers, for it was registered first."""
+    began = time.thread_time_ns()
     opened = _opened
     if opened is None:
         return
@@ -350,6 +356,9 @@ def _exiting() -> None:
         metrics.installed.collect()
     if opened.owner == os.getpid():
         opened.journal.append(_run_exiting(opened))
+    if opened.overhead:
+        spent = opened.overhead + time.thread_time_ns() - began
+        opened.journal.page.set(Words.OVERHEAD, spent)
     if opened.owner != os.getpid() and not opened.ships_itself:
         return  # a child: whoever opened the run looks after its recorder
     if opened.ships_itself:

@@ -271,7 +271,7 @@ TELEMETRY_PENDING: Final = Metric(
     "stagewatch.telemetry.pending", "gauge", "{item}", "Items that wait to be sent.", (SIGNAL,)
 )
 OVERHEAD: Final = Metric(
-    "stagewatch.overhead", "counter", "s", "CPU time spent in our code inside jobs.", ()
+    "stagewatch.overhead", "counter", "s", "CPU time of our start-up and exit inside jobs.", ()
 )
 
 METRICS: Final = tuple(value for value in dict(globals()).values() if isinstance(value, Metric))

@@ -79,7 +79,7 @@ class Words:
     DROPPED_CAP: Final = 2
     DROPPED_ERROR: Final = 3
     OVERHEAD: Final = 4
-    """Nanoseconds of CPU spent in our code, as far as it is accounted."""
+    """Nanoseconds of CPU that our start-up and our exit handler took."""
     LAST_ACTIVITY: Final = 5
     """Nanoseconds since the epoch."""
 

@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-pip = $(1)/bin/python -m pip --disable-pip-version-check --quiet
+# setuptools warns at length that editable installs of this kind are experimental.
+pip = PYTHONWARNINGS=ignore $(1)/bin/python -m pip --disable-pip-version-check --quiet
 SOURCES := core instrumentation processors exporters
 
 # The editable install is a tree of links: a file that comes or goes needs a new one.
@@ -22,6 +23,7 @@ help:  ## List the targets
 setup: $(installed) $(linked)  ## Make .venv with everything pinned (quick the second time)
 
 $(installed): pyproject.toml constraints.txt
+	@echo "setting up $(VENV) from constraints.txt: a minute or two, once"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(call pip,$(VENV)) install -c constraints.txt pip setuptools
 	$(call pip,$(VENV)) install -c constraints.txt --no-build-isolation --group dev -e '.[pandas,requests]'

@@ -59,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return 130
+    except OSError as error:  # a full disk behind `stagewatch report > file`
+        print(f"stagewatch: {error.strerror or error}", file=sys.stderr)
+        return 1
     except _Trouble as trouble:
         print(f"stagewatch: {trouble}", file=sys.stderr)
         return 1
@@ -184,7 +187,8 @@ def _show(options: argparse.Namespace) -> int:
 
     from stagewatch.show import show, show_json
 
-    with _history(_place()) as history:
+    here = _place()
+    with _history(here) as history:
         try:
             run = history.run(options.wanted)
         except LookupError as error:
@@ -197,7 +201,20 @@ def _show(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(show_json(run, spans, stages, operations, datasets, now=now))
     else:
-        _print(show(run, spans, stages, operations, datasets, now=now, everything=options.all))
+        pipeline = here.config.pipelines.get(run.pipeline)
+        declared = pipeline.stages if pipeline is not None else ()
+        _print(
+            show(
+                run,
+                spans,
+                stages,
+                operations,
+                datasets,
+                now=now,
+                everything=options.all,
+                declared=declared,
+            )
+        )
     return 0
 
 

@@ -7,7 +7,7 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -117,8 +117,11 @@ def connect(state: Path, *, readonly: bool = False) -> sqlite3.Connection:
         )
         link.execute("pragma cache_size=-4000")
         return link
-    # SQLite makes a new file by the umask, and its WAL with the same mode.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    # SQLite makes a new file by the umask, and its WAL with the same mode. Never open one that is
+    # there: closing it would drop the POSIX locks of this process's other connections, and the
+    # next reader would take itself for the last and unlink the WAL under them.
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     link = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
     link.execute("pragma cache_size=-1000")
     link.execute("pragma synchronous=normal")

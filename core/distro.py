@@ -36,7 +36,10 @@ class Distro(BaseDistro):  # type: ignore[misc]
         """Check each library's version: upstream does so once per distribution, and ours holds
         them all. Raises ImportError and DependencyConflictError, which upstream's loader expects.
         """
-        if entry_point.name in _OURS or _is_disabled(entry_point.name):
+        name = entry_point.name
+        if name in _OURS and f"stagewatch_{name}" not in _disabled():
+            return
+        if name.removeprefix("stagewatch_") in _disabled():
             return
         kwargs |= {"skip_dep_check": False, "raise_exception_on_conflict": True}
         absent: Exception | None = None
@@ -49,10 +52,10 @@ class Distro(BaseDistro):  # type: ignore[misc]
             raise absent
 
 
-def _is_disabled(name: str) -> bool:
-    """``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=pandas`` means ``stagewatch_pandas`` too."""
-    disabled = os.environ.get("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "").split(",")
-    return name.removeprefix("stagewatch_") in {entry.strip() for entry in disabled}
+def _disabled() -> set[str]:
+    """What the user does not want; ``pandas`` there means ``stagewatch_pandas`` too."""
+    names = os.environ.get("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "").split(",")
+    return {name.strip() for name in names}
 
 
 class Configurator:

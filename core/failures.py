@@ -36,8 +36,11 @@ def error_type(error: BaseException) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def error_place(tb: TracebackType | None) -> str | None:
+def error_place(error: BaseException) -> str | None:
     """``file:line in function`` of the innermost frame of the user's own code, else of any."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    tb: TracebackType | None = error.__traceback__
     innermost = of_the_user = None
     while tb is not None:
         innermost = tb
@@ -54,7 +57,7 @@ def error_place(tb: TracebackType | None) -> str | None:
 def fail_span(span: Span, error: BaseException, *, recorded: bool) -> None:
     """Mark *span* as failed; the exception's event is left out where an inner span has it."""
     span.set_attribute(semconv.ERROR_TYPE, verdict(error)[1] or error_type(error))
-    place = error_place(error.__traceback__)
+    place = error_place(error)
     if place is not None:
         span.set_attribute(semconv.ERROR_PLACE, place)
     span.set_status(StatusCode.ERROR)
@@ -63,7 +66,8 @@ def fail_span(span: Span, error: BaseException, *, recorded: bool) -> None:
 
 
 def _is_users(filename: str) -> bool:
-    return not (
+    # What Cython compiled has a path relative to where it was compiled.
+    return os.path.isabs(filename) and not (
         filename.startswith((_LIBRARY, "<"))
         or "site-packages" in filename
         or "dist-packages" in filename

@@ -75,6 +75,8 @@ class Opened(Struct):
     elsewhere: bool
     overhead: int = 0
     """Nanoseconds of CPU that our start took."""
+    cpu_before: float = 0.0
+    """Seconds of CPU of the process before its run began, which are not the run's."""
 
 
 _prepared: Prepared | None = None
@@ -90,7 +92,9 @@ def prepare() -> Prepared | None:
             return None
         config, fault = load_or_default(os.environ, Path.cwd())
         if fault is not None:
-            _logger.warning("stagewatch goes on with defaults: %s", fault)
+            _logger.warning(
+                "stagewatch goes on with defaults, and without what the file declares: %s", fault
+            )
         pipeline = config.pipeline_for(what.script, what.module)
         parent = program.parent_run(os.environ.get(RUN_VARIABLE))
         is_child_run = (
@@ -104,6 +108,13 @@ def prepare() -> Prepared | None:
             pipeline = config.pipelines.get(parent.pipeline, Pipeline(name=parent.pipeline))
         _prepared = Prepared(config, pipeline, parent, joins)
     return _prepared
+
+
+def _working_directory() -> Path:
+    try:
+        return Path.cwd()
+    except OSError:  # it was removed: no reason not to run
+        return Path("/")
 
 
 def _is_disabled(environ: Mapping[str, str]) -> bool:
@@ -162,6 +173,7 @@ def open_run(
     _begin(_opened)
     _show_to_children(run, prepared.pipeline.name, is_new=span is not None)
     _opened.overhead = time.thread_time_ns() - _began
+    _opened.cpu_before = time.process_time()
     journal.page.set(Words.OVERHEAD, _opened.overhead)
     atexit.register(_exiting)
     os.register_at_fork(after_in_child=_forked)
@@ -384,9 +396,9 @@ def _run_exiting(opened: Opened) -> RunExiting:
         end=time.time_ns(),
         error_type=error_type,
         error_message=message,
-        error_place=failures.error_place(error.__traceback__) if error is not None else None,
+        error_place=failures.error_place(error) if error is not None else None,
         exit_code=None if outcome is Outcome.SUCCESS else 1,
         attributes=dict(attributes),
-        cpu_seconds=usage.ru_utime + usage.ru_stime,
+        cpu_seconds=max(0.0, usage.ru_utime + usage.ru_stime - opened.cpu_before),
         memory_peak=usage.ru_maxrss * 1024,
     )

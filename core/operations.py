@@ -235,6 +235,15 @@ def _new_tally(recording: Recording, name: str) -> OperationTally:
     return recording.new_tally(_stage_name(), name)
 
 
+def forget(call: Call) -> None:
+    """It was no call after all (an iterator that was at its end): it is not counted."""
+    call.base.library = call.outer
+    call.operation[0] = 0
+    if call.token is not None and call.span is not None:
+        detach(call.token)
+        open_calls.pop(call.span.get_span_context().span_id, None)
+
+
 def touch(dataset: Dataset) -> None:
     """A dataset was read or written by the current stage."""
     recording = state.active

@@ -7,7 +7,7 @@ Keys are only ever added.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
 from rich.console import Group, RenderableType
@@ -46,8 +46,9 @@ def show(
     *,
     now: int,
     everything: bool = False,
+    declared: Collection[str] = (),
 ) -> RenderableType:
-    """The whole picture of one run."""
+    """The whole picture of one run; *declared*: names of the stages its pipeline should have."""
     lines = tree(run, spans, stages, operations, now=now, most=None if everything else MOST_SPANS)
     end = run.end if run.end is not None else now
     latest = max([end, *(span.end for span in spans)])
@@ -55,6 +56,10 @@ def show(
     parts.append(TreeView(tuple(lines), run.start, latest))
     if stages:
         parts += [Text(), _stages(stages)]
+    missing = sorted(set(declared) - {stage.name for stage in stages})
+    if missing and run.end is not None:
+        names = ", ".join(map(plain, missing))
+        parts += [Text(), Text(f"declared, but never seen in this run: {names}", "yellow")]
     if datasets:
         parts += [Text(), _datasets(datasets, everything=everything)]
     if run.error_place or run.error_message:

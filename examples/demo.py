@@ -37,13 +37,19 @@ def main() -> int:
             (0, job),
             (0, ["stagewatch", "show", "last"]),
             (0, ["stagewatch", "report", "flights"]),
-            (1, [*job, "--fail"]),
+            (1, [*job, "--fail"]),  # the traceback is the script's own
             (0, ["stagewatch", "show", "last"]),
             (0, ["stagewatch", "report", "flights"]),
         ]:
             status = run(command, environment)
             if status != expected:
                 wrong.append(f"{shlex.join(command)}: exit status {status}, expected {expected}")
+    print(
+        "\nTo look again (the second run fails on purpose):\n"
+        f"  export STAGEWATCH_STATE_DIR={DEMO}/state\n"
+        "  .venv/bin/stagewatch report\n"
+        "  .venv/bin/stagewatch show last --all"
+    )
     for line in wrong:
         print(line, file=sys.stderr)
     return 1 if wrong else 0

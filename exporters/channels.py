@@ -43,14 +43,19 @@ class Channel:
     def __init__(self, exporter: Any, signal: str) -> None:
         self._exporter = exporter
         self._signal = signal
+        self._changing = threading.Lock()
+        self._is_hurried = False
 
-    def send(self, request: bytes) -> Reply:
-        """Send, with the exporter's own retries; at most its timeout (10 s by default)."""
+    def send(self, request: bytes, *, once: bool = False) -> Reply:
+        """Send, with the exporter's own retries; at most its timeout (10 s by default).
+
+        *once*: without the retries.
+        """
         # In a job, the requests that we make are none of its own.
         token = context.attach(context.set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
         _quiet.threads.add(threading.get_ident())
         try:
-            return self._carry(request)
+            return self._carry_once(request) if once else self._carry(request)
         except Exception as error:
             return Reply(False, reason=type(error).__name__)
         finally:
@@ -60,26 +65,50 @@ class Channel:
     def hurry(self, seconds: float) -> None:
         """From now on one attempt a request, of so many seconds at most.
 
-        One that waits for its next attempt ends now.
+        One that waits for its next attempt ends now. May be called from another thread.
         """
-        raise NotImplementedError
+        with self._changing:
+            self._is_hurried = True
+            self._shorten(seconds)
+            self._impatient().set()
 
     def close(self) -> None:
         """Let go of connections; a request under way may fail."""
         with suppress(Exception):
             self._exporter.shutdown()
 
+    def _carry_once(self, request: bytes) -> Reply:
+        impatient = self._impatient()
+        impatient.set()
+        try:
+            return self._carry(request)
+        finally:
+            with self._changing:
+                if not self._is_hurried:
+                    impatient.clear()
+
     def _carry(self, request: bytes) -> Reply:
+        raise NotImplementedError
+
+    def _shorten(self, seconds: float) -> None:
+        """From now on this is the timeout, if it was longer."""
+        raise NotImplementedError
+
+    def _impatient(self) -> threading.Event:
+        """The exporter's, which keeps it from trying again."""
         raise NotImplementedError
 
 
 class _Http(Channel):
     answer: bytes = b""
 
-    def hurry(self, seconds: float) -> None:
+    def _shorten(self, seconds: float) -> None:
         client = self._exporter._client
         client._timeout = min(client._timeout, seconds)
-        client._shutdown_event.set()
+
+    def _impatient(self) -> threading.Event:
+        event: threading.Event = self._exporter._client._shutdown_event
+        return event
 
     def _carry(self, request: bytes) -> Reply:
         self.answer = b""
@@ -96,9 +125,12 @@ class _Http(Channel):
 
 
 class _Grpc(Channel):
-    def hurry(self, seconds: float) -> None:
+    def _shorten(self, seconds: float) -> None:
         self._exporter._timeout = min(self._exporter._timeout, seconds)
-        self._exporter._shutdown_in_progress.set()
+
+    def _impatient(self) -> threading.Event:
+        event: threading.Event = self._exporter._shutdown_in_progress
+        return event
 
     def _carry(self, request: bytes) -> Reply:
         result = self._exporter._export(_message(self._signal, "Request").FromString(request))

@@ -78,14 +78,24 @@ class Point(NamedTuple):
 
 
 def spans(
-    items: Iterable[SpanItem], resources: Mapping[int, Resource], scopes: Mapping[int, Scope]
+    items: Iterable[tuple[int, int, str | None, SpanEnded]],
+    resources: Mapping[int, Resource],
+    scopes: Mapping[int, Scope],
 ) -> bytes:
-    """An `ExportTraceServiceRequest` with all *items*, grouped by resource and scope."""
-    groups: dict[int, dict[int, list[bytes]]] = {}
+    """An `ExportTraceServiceRequest` with all *items* (each like a `SpanItem`).
+
+    They are grouped by resource and scope.
+    """
+    parts: dict[tuple[int, int], list[bytes]] = {}
     for resource, scope, threshold, span in items:
+        target = parts.get((resource, scope))
+        if target is None:
+            target = parts[resource, scope] = []
         encoded = wire.span(span, threshold, resources[resource].messages)
-        target = groups.setdefault(resource, {}).setdefault(scope, [])
         target += (b"\x12", wire.varint(len(encoded)), encoded)
+    groups: dict[int, dict[int, list[bytes]]] = {}
+    for (resource, scope), target in parts.items():
+        groups.setdefault(resource, {})[scope] = target
     return b"".join(
         wire.block(b"\x0a", _resource_spans(resources[resource], inner, scopes))
         for resource, inner in groups.items()

@@ -6,23 +6,25 @@ all of it with what the official messages read.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from struct import Struct
 from typing import Any, Final
 
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from stagewatch import redaction
 from stagewatch.records import Attributes, SpanEnded
 
-_IDS: Final = Struct("<2s16s2s8s")
-_TIMES: Final = Struct("<BBBQBQ")
-_DOUBLE: Final = Struct("<cd")
+_HEAD: Final = Struct("<2s16s2s8sBBBQBQ")
+_DOUBLE: Final = Struct("<d")
 _MAX_INT: Final = 1 << 63
 _REMEMBERED: Final = 4096
 _MESSAGE, _STACKTRACE = "exception.message", "exception.stacktrace"
-
-_pairs: dict[tuple[str, Any, type], bytes] = {}
-"""Attributes as they were encoded before: most stand on many spans."""
+_WATCHED: Final = redaction.SENSITIVE | {_MESSAGE, _STACKTRACE}
+_BOOLEAN, _INTEGER, _REAL = b"\x10", b"\x18", b"\x21"
+"""Fields of `AnyValue`."""
+_SHORT: Final = tuple(bytes((number,)) for number in range(0x80))
 
 
 def span(ended: SpanEnded, threshold: str | None, messages: bool) -> bytes:
@@ -31,17 +33,19 @@ def span(ended: SpanEnded, threshold: str | None, messages: bool) -> bytes:
     *threshold*: ``th`` value of the sample it stands for; *messages*: exception messages may be
     exported.
     """
-    name = ended.name.encode("utf-8", "replace")
     parts = [
-        _IDS.pack(b"\x0a\x10", ended.trace_id, b"\x12\x08", ended.span_id),
-        b"\x2a" + varint(len(name)),
-        name,
-        _TIMES.pack(0x30, ended.kind + 1, 0x39, ended.start, 0x41, ended.end),
-    ]
+        _HEAD.pack(
+            b"\x0a\x10", ended.trace_id, b"\x12\x08", ended.span_id,
+            0x30, ended.kind + 1, 0x39, ended.start, 0x41, ended.end,
+        ),
+        _text(b"\x2a", ended.name),
+    ]  # fmt: skip
     if ended.parent_span_id:
         parts.append(b"\x22\x08" + ended.parent_span_id)
-    if ended.attributes:
-        parts.append(attributes(exported(ended.attributes, messages), b"\x4a"))
+    if (values := ended.attributes) is not None:
+        if not _is_harmless(values):
+            values = exported(values, messages)
+        parts.append(attributes(values, b"\x4a"))
     if ended.status:
         status = b"\x18" + varint(ended.status)
         if messages and ended.status_description:
@@ -62,17 +66,25 @@ def attributes(values: Attributes, tag: bytes) -> bytes:
     """One `KeyValue` per attribute, each under the field *tag*."""
     parts = []
     for name, value in values.items():
-        key = (name, value, value.__class__)
-        try:
-            pair = _pairs.get(key)
-        except TypeError:  # a list
-            pair = _pair(name, value)
-        if pair is None:
-            if len(_pairs) >= _REMEMBERED:
-                _pairs.clear()
-            pair = _pairs[key] = _pair(name, value)
+        kind = value.__class__
         parts.append(tag)
-        parts.append(pair)
+        if kind is str:
+            parts.append(_text_pair(name, value))
+        elif kind is int and 0 <= value < _MAX_INT:
+            number = varint(value)
+            parts.append(_before(name, _INTEGER, len(number)))
+            parts.append(number)
+        elif kind is float:
+            parts.append(_before(name, _REAL, 8))
+            parts.append(_pack_double(value))
+        elif kind is bool:
+            parts.append(_before(name, _BOOLEAN, 1))
+            parts.append(_SHORT[value])
+        else:
+            message = AnyValue()
+            put_value(message, value)
+            body = _text(b"\x0a", name) + block(b"\x12", message.SerializeToString())
+            parts.append(block(b"", body))
     return b"".join(parts)
 
 
@@ -84,9 +96,11 @@ def block(tag: bytes, body: bytes) -> bytes:
 def varint(number: int) -> bytes:
     """A number that is not negative."""
     if number < 0x80:
-        return bytes((number,))
+        return _SHORT[number]
     if number < 0x4000:
         return bytes((number & 0x7F | 0x80, number >> 7))
+    if number < 0x200000:
+        return bytes((number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80, number >> 14))
     found = bytearray()
     while number >= 0x80:
         found.append(number & 0x7F | 0x80)
@@ -149,27 +163,26 @@ def put_value(target: Any, value: Any) -> None:
             target.string_value = str(value)
 
 
-def _pair(name: str, value: Any) -> bytes:
-    """Length and body of a `KeyValue`."""
-    body = block(b"\x0a", name.encode("utf-8", "replace")) + block(b"\x12", _value(value))
-    return varint(len(body)) + body
+# What most spans share is encoded once: names, and attributes but for their numbers.
 
 
-def _value(value: Any) -> bytes:
-    """An `AnyValue`."""
-    kind = value.__class__
-    if kind is str:
-        return block(b"\x0a", value.encode("utf-8", "replace"))
-    if kind is int and 0 <= value < _MAX_INT:
-        return b"\x18" + varint(value)
-    if kind is float:
-        return _DOUBLE.pack(b"\x21", value)
-    if kind is bool:
-        return b"\x10\x01" if value else b"\x10\x00"
-    message = Span().attributes.add().value
-    put_value(message, value)
-    made: bytes = message.SerializeToString()
-    return made
+@lru_cache(_REMEMBERED)
+def _text(tag: bytes, text: str) -> bytes:
+    return block(tag, text.encode("utf-8", "replace"))
+
+
+@lru_cache(_REMEMBERED)
+def _text_pair(name: str, value: str) -> bytes:
+    """A `KeyValue`, behind its length."""
+    text = block(b"\x0a", value.encode("utf-8", "replace"))
+    return block(b"", _text(b"\x0a", name) + block(b"\x12", text))
+
+
+@lru_cache(_REMEMBERED)
+def _before(name: str, field: bytes, size: int) -> bytes:
+    """What of a `KeyValue`, behind its length, stands before the value's own *size* bytes."""
+    start = _text(b"\x0a", name) + b"\x12" + varint(len(field) + size) + field
+    return varint(len(start) + size) + start
 
 
 def _rest(ended: SpanEnded, messages: bool) -> bytes:
@@ -188,3 +201,7 @@ def _rest(ended: SpanEnded, messages: bool) -> bytes:
         ) = ended.dropped
     made: bytes = message.SerializeToString()
     return made
+
+
+_is_harmless: Final = _WATCHED.isdisjoint
+_pack_double: Final = _DOUBLE.pack

@@ -24,7 +24,7 @@ from stagewatch.instrumentation._base import (
     operation,
 )
 from stagewatch.model import Dataset
-from stagewatch.operations import OperationKind, begin, end, touch
+from stagewatch.operations import OperationKind, begin, end, forget, touch
 from stagewatch.safety import guarded, report
 from stagewatch.tracing import add_records
 
@@ -212,9 +212,14 @@ def chunk(wrapped: Function) -> Function:
         call = begin(_CHUNK)
         try:
             result = wrapped(self, *args, **kwargs)
+        except StopIteration as error:
+            if call is not None:
+                forget(call)
+            drop_first_frame(error)
+            raise
         except BaseException as error:
             if call is not None:
-                end(call, None if isinstance(error, StopIteration) else error)
+                end(call, error)
             drop_first_frame(error)
             raise
         if call is not None:
@@ -257,7 +262,7 @@ def _counting(chunks: Generator[Any, Any, Any], reading: _Reading) -> Generator[
                 result = next(chunks) if thrown is None else chunks.throw(thrown)
             except StopIteration as stopped:
                 if call is not None:
-                    end(call)
+                    forget(call)
                 return stopped.value
             except BaseException as error:
                 if call is not None:

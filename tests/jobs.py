@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -102,3 +103,16 @@ def wait_for(predicate: Callable[[], object], timeout: float = 20) -> None:
     while not predicate():
         assert time.monotonic() < until, f"still not so after {timeout} s"
         time.sleep(0.02)
+
+
+def end_recorders(jobs: Jobs) -> None:
+    """End what the test itself started: recorders of this state directory."""
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            command = (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if str(jobs.state).encode() in command and b"stagewatch" in command:
+            os.kill(int(entry.name), signal.SIGTERM)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from stagewatch import semconv
-from tests.jobs import Jobs, wait_for
+from tests.jobs import BIN, Jobs, end_recorders, wait_for
 from tests.otlp_receiver import OtlpReceiver
 
 BURST = """
@@ -126,6 +128,21 @@ def test_totals_of_short_runs_add_up(jobs: Jobs, http: OtlpReceiver) -> None:
     assert values == sorted(values)
     instances = {p.resource[semconv.SERVICE_INSTANCE_ID] for p in http.metric_points}
     assert len(instances) == 1
+
+
+def test_reports_in_between_cost_no_run(jobs: Jobs, http: OtlpReceiver) -> None:
+    """Who reads the history while a recorder that sends lives takes nothing away from it."""
+    for number in range(1, 4):
+        jobs.run("pass", **to(http), STAGEWATCH_RECORDER_IDLE="20")
+        assert len(jobs.runs(ended=number)) == number
+        report = subprocess.run(
+            [BIN / "stagewatch", "report", "--json"],
+            env=jobs.environment,
+            capture_output=True,
+            check=True,
+        )
+        assert len(json.loads(report.stdout)["runs"]) == number
+    end_recorders(jobs)
 
 
 SECRETS = """

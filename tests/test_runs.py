@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -12,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from stagewatch.model import Outcome
-from tests.jobs import Jobs, wait_for
+from tests.jobs import Jobs, end_recorders, wait_for
 
 
 @pytest.fixture
@@ -298,19 +296,6 @@ def test_sampled_out_is_still_counted(jobs: Jobs) -> None:
         assert [stage.calls for stage in history.stages(run.run_id)] == [1]
 
 
-def end_recorders(jobs: Jobs) -> None:
-    """End what the test itself started: recorders of this state directory."""
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            command = (entry / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if str(jobs.state).encode() in command and b"stagewatch" in command:
-            os.kill(int(entry.name), signal.SIGTERM)
-
-
 def test_service_is_called_as_the_pipeline(jobs: Jobs) -> None:
     """Without OTEL_SERVICE_NAME the service is the pipeline; with it, what the user says."""
     script = """
@@ -320,3 +305,26 @@ def test_service_is_called_as_the_pipeline(jobs: Jobs) -> None:
     assert jobs.run(script).stdout == "etl\n"
     assert jobs.run(script, OTEL_SERVICE_NAME="mine").stdout == "mine\n"
     assert sys.platform == "linux"
+
+
+@pytest.mark.parametrize(
+    ("disabled", "ours", "upstream"),
+    [
+        ("", True, True),
+        ("requests", False, False),
+        ("stagewatch_requests", False, True),
+        ("pandas, requests", False, False),
+    ],
+)
+def test_disabled_instrumentations(jobs: Jobs, disabled: str, ours: bool, upstream: bool) -> None:
+    """The plain name disables ours too; ours alone leaves the upstream one."""
+    result = jobs.run(
+        """
+        import requests
+        from opentelemetry.instrumentation.requests import RequestsInstrumentor as Upstream
+        from stagewatch.instrumentation.requests import RequestsInstrumentor as Ours
+        print(*(it().is_instrumented_by_opentelemetry for it in (Ours, Upstream)))
+        """,
+        OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=disabled,
+    )
+    assert result.stdout.split() == [str(ours), str(upstream)]

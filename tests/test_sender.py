@@ -8,6 +8,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -523,3 +524,34 @@ def test_the_seam_to_the_official_exporters(signal: str, protocol: str) -> None:
         assert time.monotonic() - began < 4
         channel.close()
         stop.join()
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_once_is_without_retries(protocol: str) -> None:
+    """One that is sent once is not repeated; the next one is again."""
+    kind: Protocol = "grpc" if protocol == "grpc" else "http"
+    with OtlpReceiver(kind) as receiver:
+        channel = open_channel("traces", protocol, environment(receiver.endpoint))
+        receiver.fail(times=1)
+        assert not channel.send(b"", once=True).accepted
+        receiver.fail(times=1)
+        assert channel.send(b"").accepted
+        channel.close()
+
+
+def test_who_refused_is_tried_with_a_few(tmp_path: Path, made: Make) -> None:
+    """Most of what a dead backend costs is what is encoded for it in vain."""
+    with OtlpReceiver() as receiver:
+        job = Job(made(receiver, sends=False), tmp_path)
+        job.open()
+        job.put(*(job.span_ended("mine") for _ in range(120)))
+        with closing(connect(tmp_path)) as link:
+            box = outbox.Outbox(link, destination(settings_for(receiver)), settings_for(receiver))
+            receiver.fail(times=1, status=401)
+            assert not box.send("traces", lambda: True)
+            assert box.send("traces", lambda: True)
+            assert box.pending().get("traces") is None
+            box.close()
+        assert len({span.span_id for span in receiver.spans}) == len(receiver.spans) == 120
+        sizes = [len(one.body) for one in receiver.requests if one.signal == "traces"]
+        assert sizes[-2] < sizes[-1]

@@ -95,8 +95,8 @@ class Follower:
             return False
         position = self.page.word(Words.JOURNAL_POSITION) if self.page else -1
         try:
-            for records, segment, offset in self._batches(final):
-                self._take(records, segment, offset)
+            for records, ends, segment, offset in self._batches(final):
+                self._take(records, ends, segment, offset)
                 self._go_to(segment, offset)
         except Exception as error:
             self._pause_after(error)
@@ -168,26 +168,29 @@ class Follower:
             self.started = record if isinstance(record, ProcessStarted) else None
             return
 
-    def _batches(self, final: bool) -> Iterator[tuple[list[tuple[Record, int]], int, int]]:
-        """Records with the offset behind each, and the position behind them all."""
+    def _batches(self, final: bool) -> Iterator[tuple[list[Record], list[int], int, int]]:
+        """Records, the offset behind each, and the position behind them all."""
         while True:
             segment, offset = self._segment, self._offset
             data = self._data(offset)
-            records: list[tuple[Record, int]] = []
+            records: list[Record] = []
+            ends: list[int] = []
             at = 0
-            for body, end in read_frames(data, 0):
-                record = _decoded(body)
-                if record is not None:
-                    records.append((record, offset + end))
-                at = end
+            for body, at in read_frames(data, 0):  # noqa: B007
+                try:
+                    records.append(decode(body))
+                except msgspec.DecodeError as error:
+                    safety.report(error)
+                else:
+                    ends.append(offset + at)
             if final and not at and (skipped := _skip(data)):
                 _logger.warning("stagewatch: a damaged record of %s was skipped", self.key)
                 at = skipped
             next_segment = segment_path(self._room, self.key, segment + 1)
             if is_rolled(data, at) and next_segment.exists():
-                yield records, segment + 1, 0
+                yield records, ends, segment + 1, 0
             elif at:
-                yield records, segment, offset + at
+                yield records, ends, segment, offset + at
             else:
                 return
 
@@ -199,19 +202,21 @@ class Follower:
                 data = os.pread(self._descriptor, size + 2 * FRAME.size, offset)
         return data
 
-    def _take(self, records: list[tuple[Record, int]], segment: int, offset: int) -> None:
+    def _take(self, records: list[Record], ends: list[int], segment: int, offset: int) -> None:
         try:
-            self._intake.take(self.key, [record for record, _ in records], segment, offset)
+            self._intake.take(self.key, records, segment, offset)
         except (sqlite3.OperationalError, OSError):
             raise
         except Exception as error:
             safety.report(error)
-            self._take_singly(records, segment, offset)
+            self._take_singly(records, ends, segment, offset)
 
-    def _take_singly(self, records: list[tuple[Record, int]], segment: int, offset: int) -> None:
+    def _take_singly(
+        self, records: list[Record], ends: list[int], segment: int, offset: int
+    ) -> None:
         """Something in these records is more than the intake can take: leave only that out."""
         here = self._segment
-        for record, end in records:
+        for record, end in zip(records, ends, strict=True):
             try:
                 self._intake.take(self.key, [record], here, end)
             except (sqlite3.OperationalError, OSError):

@@ -18,7 +18,7 @@ from stagewatch import semconv
 from stagewatch.database import PENDING, REJECTED, SENT, WAITING, transaction
 from stagewatch.exporters import otlp
 from stagewatch.exporters.channels import Channel, Reply, open_channel
-from stagewatch.exporters.otlp import LogItem, Point, Resource, Scope, SpanItem
+from stagewatch.exporters.otlp import LogItem, Point, Resource, Scope
 from stagewatch.exporters.recorder import rows, series
 from stagewatch.exporters.recorder.increments import Increment, dropped
 from stagewatch.exporters.recorder.totals import Totals, is_delta
@@ -29,10 +29,15 @@ from stagewatch.safety import report
 BATCH: Final = 1000
 BATCH_BYTES: Final = 3_000_000
 """Of records, which are about as long in OTLP; gRPC servers take 4 MiB."""
+_PROBE: Final = 50
+"""Items with which a backend is tried that refused the last time: the others would be in vain."""
 _CACHED: Final = 10_000
 
 _decode_span = msgpack.Decoder(SpanEnded).decode
 _decode_log = msgpack.Decoder(LogEmitted).decode
+
+
+_MARK: Final = f"update span set state = ? where state = {PENDING} and n "
 
 
 class _Delivery(NamedTuple):
@@ -57,6 +62,8 @@ class Outbox:
         self._goal = goal
         self._environ = environ
         self._channels: dict[str, Channel] = {}
+        self._refused: set[str] = set()
+        """Signals whose last request was not taken."""
         self._until: float | None = None
         self._resources: dict[int, Resource] = {}
         self._scopes: dict[int, Scope] = {}
@@ -117,8 +124,8 @@ class Outbox:
         while goes_on():
             found = self._link.execute(
                 "select n, resource, scope, threshold, record from span "
-                f"where destination = ? and state = {PENDING} order by role, n limit {BATCH}",
-                (self._destination,),
+                f"where destination = ? and state = {PENDING} order by role, n limit ?",
+                (self._destination, self._at_once("traces")),
             ).fetchall()
             if not found:
                 return True
@@ -128,29 +135,37 @@ class Outbox:
             done = self._deliver("traces", items, self._spans_request)
             with transaction(self._link):
                 for state, numbers in ((SENT, done.accepted), (REJECTED, done.bad)):
-                    self._link.execute(
-                        "update span set state = ? where n in (select value from json_each(?)) "
-                        f"and state = {PENDING}",
-                        (state, json.encode(numbers).decode()),
-                    )
+                    self._mark(state, numbers)
                 self._count("traces", done)
             if done.is_refused:
                 return False
         return True
 
+    def _mark(self, state: int, numbers: list[int]) -> None:
+        if not numbers:
+            return
+        first, last = min(numbers), max(numbers)
+        if last - first == len(numbers) - 1:  # a burst: none between them is another's
+            self._link.execute(_MARK + "between ? and ?", (state, first, last))
+        else:
+            self._link.execute(
+                _MARK + "in (select value from json_each(?))",
+                (state, json.encode(numbers).decode()),
+            )
+
     def _spans_request(self, items: Sequence[Any]) -> bytes:
-        spans = [
-            SpanItem(resource, scope, threshold, _decode_span(record))
+        spans = (
+            (resource, scope, threshold, _decode_span(record))
             for resource, scope, threshold, record in items
-        ]
+        )
         return otlp.spans(spans, self._resources, self._scopes)
 
     def _send_logs(self, goes_on: Callable[[], bool]) -> bool:
         while goes_on():
             found = self._link.execute(
                 "select n, resource, scope, record from log where destination = ? "
-                f"order by n limit {BATCH}",
-                (self._destination,),
+                "order by n limit ?",
+                (self._destination, self._at_once("logs")),
             ).fetchall()
             if not found:
                 return True
@@ -172,7 +187,7 @@ class Outbox:
 
     def _send_deltas(self, goes_on: Callable[[], bool]) -> bool:
         while self._delta and goes_on():
-            items = series.deltas(self._link, self._destination, BATCH)
+            items = series.deltas(self._link, self._destination, self._at_once("metrics"))
             if not items:
                 return True
             self._learn_resources(point.resource for point in items.values())
@@ -246,7 +261,15 @@ class Outbox:
         except Exception as error:  # of one item, such as a time before 1970: found by halving
             report(error)
             return Reply(False, is_bad=True)
-        return self._channel(signal).send(request)
+        reply = self._channel(signal).send(request, once=signal in self._refused)
+        if reply.accepted or reply.is_bad:
+            self._refused.discard(signal)
+        else:
+            self._refused.add(signal)
+        return reply
+
+    def _at_once(self, signal: str) -> int:
+        return _PROBE if signal in self._refused else BATCH
 
     def _channel(self, signal: str) -> Channel:
         channel = self._channels.get(signal)
@@ -292,10 +315,10 @@ class Outbox:
 
     def _learn(self, found: Collection[Any]) -> None:
         """Resources and scopes of rows that begin with their numbers."""
-        self._learn_resources(row[0] for row in found)
+        self._learn_resources({row[0] for row in found})
         if len(self._scopes) > _CACHED:
             self._scopes.clear()
-        for _, scope, *_ in found:
+        for scope in {row[1] for row in found}:
             if scope not in self._scopes:
                 row = self._link.execute(
                     "select name, version, schema_url from scope where id = ?", (scope,)

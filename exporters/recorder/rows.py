@@ -33,8 +33,9 @@ _ADD_SPANS: Final = (
     "state, destination, resource, scope, record) values "
 )
 _SPAN_MARKS: Final = "(" + ", ".join("?" * 13) + ")"
-_AT_ONCE: Final = 40
-"""Rows of one statement: each statement costs a release of the interpreter's lock."""
+_AT_ONCE: Final = (64, 8, 1)
+"""Rows of one statement: each costs a release of the interpreter's lock. Few sizes, because each
+is a statement of its own, and stays compiled."""
 
 _ADD_STAGE: Final = """
 insert into stage values(:run, :name, :calls, :failed, :start, :seconds, :active, :records_in,
@@ -296,10 +297,12 @@ def span_values(
     span: SpanEnded, run: int, role: int, state: int, destination: int, resource: int, scope: int
 ) -> tuple[Any, ...]:
     """A row for `add_spans`."""
+    # `sqlite3` looks for adapters of every bytes and bool, which takes as long as to store it;
+    # of a bytearray and an int it knows that there are none.
     return (
-        span.trace_id, span.span_id, span.parent_span_id, run, role, span.start,
-        (span.end - span.start) / SECOND, span.status == ERROR, state, destination, resource,
-        scope, encode_record(span),
+        bytearray(span.trace_id), bytearray(span.span_id), bytearray(span.parent_span_id), run,
+        role, span.start, (span.end - span.start) / SECOND, 1 if span.status == ERROR else 0,
+        state, destination, resource, scope, bytearray(encode_record(span)),
     )  # fmt: skip
 
 
@@ -307,10 +310,12 @@ def add_spans(
     link: sqlite3.Connection, run: int, values: Sequence[tuple[Any, ...]], *, details: bool
 ) -> None:
     """Spans of one run, *details* among them; one that is known by its id is left as it is."""
-    for at in range(0, len(values), _AT_ONCE):
-        part = values[at : at + _AT_ONCE]
-        statement = _ADD_SPANS + ", ".join([_SPAN_MARKS] * len(part))
-        link.execute(statement, list(chain.from_iterable(part)))
+    at = 0
+    for size in _AT_ONCE:
+        statement = _ADD_SPANS + ", ".join([_SPAN_MARKS] * size)
+        while len(values) - at >= size:
+            link.execute(statement, list(chain.from_iterable(values[at : at + size])))
+            at += size
     link.execute(
         "update run set has_spans = 1, has_details = has_details or ?1 "
         "where id = ?2 and (not has_spans or not has_details and ?1)",

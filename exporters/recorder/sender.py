@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 _REPEAT_SECONDS: Final = 10.0
 _GATHER_SECONDS: Final = 0.5
 """What is not urgent waits so long for company: a request costs as much as 100 spans."""
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 60.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0
+_LONGER: Final = 4.0
+"""So many times the last pause: before the first, the exporter itself has tried for 10 s."""
+_NEWS_SECONDS: Final = 5.0
+"""After a refusal, new work may be tried with as soon as this."""
 _TURN_SECONDS: Final = 1.0
 _NEVER: Final = float("inf")
 
@@ -73,6 +77,7 @@ class Sender:
         self._due = dict.fromkeys(self._goal.protocols, 0.0)
         self._not_before = dict.fromkeys(self._goal.protocols, 0.0)
         self._pauses = dict.fromkeys(self._goal.protocols, 0.0)
+        self._tried = dict.fromkeys(self._goal.protocols, 0.0)
         self._stop_at = _NEVER
         self._newer: dict[str, str] | None = None
         self._outbox: Outbox | None = None
@@ -89,13 +94,17 @@ class Sender:
         """There are new spans or logs; *totals*: a run began or ended, so all at once."""
         now = time.monotonic()
         with self._changed:
-            before = dict(self._due)
-            for signal, due in before.items():
+            before = dict(self._due), dict(self._not_before)
+            for signal, due in before[0].items():
                 if totals:
                     self._due[signal] = now
                 elif signal != "metrics":
                     self._due[signal] = min(due, now + _GATHER_SECONDS)
-            if self._due != before:
+                else:
+                    continue
+                soon = self._tried[signal] + _NEWS_SECONDS
+                self._not_before[signal] = min(self._not_before[signal], soon)
+            if (self._due, self._not_before) != before:
                 self._changed.notify()
 
     def use(self, environ: Mapping[str, str]) -> None:
@@ -179,13 +188,16 @@ class Sender:
         is_taken = outbox.send(signal, lambda: time.monotonic() < self._stop_at)
         now = time.monotonic()
         with self._changed:
+            self._tried[signal] = now
             if not is_taken:
-                pause = min(max(2 * self._pauses[signal], _FIRST_PAUSE), _LONGEST_PAUSE)
+                pause = min(max(_LONGER * self._pauses[signal], _FIRST_PAUSE), _LONGEST_PAUSE)
                 self._pauses[signal] = pause
                 self._not_before[signal] = now + pause
                 self._due[signal] = now
                 return
-            self._pauses[signal] = self._not_before[signal] = 0.0
+            if self._pauses[signal]:  # it is back, perhaps for the other signals too
+                self._not_before = dict.fromkeys(self._not_before, 0.0)
+            self._pauses[signal] = 0.0
             if signal == "metrics" and outbox.is_active():
                 self._due[signal] = min(self._due[signal], now + _REPEAT_SECONDS)
 

@@ -39,6 +39,8 @@ from stagewatch.records import encode as encode_record
 
 _CLIENT_KINDS: Final = (2, 3)  # CLIENT, PRODUCER
 _LIBRARIES: Final = "opentelemetry.instrumentation."
+_OURS: Final = semconv.SCOPE
+_ROLE: Final = semconv.SPAN_ROLE
 
 
 def take(books: Books, journal: Journal, record: Record, batch: Batch) -> None:
@@ -49,9 +51,7 @@ def take(books: Books, journal: Journal, record: Record, batch: Batch) -> None:
         else:  # the first record was lost: nobody knows whose this one is
             batch.drop("orphan")
         return
-    kind = type(record)
-    if kind is SpanEnded:
-        assert isinstance(record, SpanEnded)
+    if type(record) is SpanEnded:
         _take_span(books, journal, journal.process, record, batch)
         return
     match record:
@@ -147,17 +147,21 @@ def _open_run(
 def _take_span(
     books: Books, journal: Journal, process: ProcessStarted, span: SpanEnded, batch: Batch
 ) -> None:
+    # Most records are spans, and what this costs is most of what the intake costs.
     scope, name = journal.scopes.get(span.scope) or (books.interned.scope("", None, None), "")
-    stage = journal.stages.get(span.span_id)
-    if stage is not None:
+    if span.span_id in journal.stages:
+        stage = journal.stages[span.span_id]
         stage.spanned = True
         if stage.ended is not None:
             del journal.stages[span.span_id]
     role = _role(span, name)
-    state = LOCAL
     if "traces" in books.signals and not process.spans_elsewhere:
-        state = HELD if role == DETAIL else PENDING
-        batch.has_details |= role == DETAIL
+        state = PENDING
+        if role == DETAIL:
+            state = HELD
+            batch.has_details = True
+    else:
+        state = LOCAL
     if span.end > journal.seen:
         journal.seen = span.end
     batch.recorded["traces"] += 1
@@ -169,9 +173,9 @@ def _take_span(
 def _role(span: SpanEnded, scope: str) -> int:
     attributes = span.attributes
     if attributes is not None:
-        if attributes.get(semconv.SPAN_ROLE) == semconv.ROLE_DETAIL:
+        if _ROLE in attributes and attributes[_ROLE] == semconv.ROLE_DETAIL:
             return DETAIL
-        if scope == semconv.SCOPE and semconv.STAGE_NAME in attributes:
+        if scope == _OURS and semconv.STAGE_NAME in attributes:
             return STAGE
     if span.kind in _CLIENT_KINDS and scope.startswith(_LIBRARIES):
         return DETAIL

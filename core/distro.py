@@ -70,9 +70,13 @@ class Configurator:
             return
         from opentelemetry.sdk.trace import TracerProvider
 
+        from stagewatch.ids import OwnIds
+
         _spans = SpanWriter(messages=prepared.config.settings.exception_messages)
         provider = TracerProvider(
-            resource=_resource(prepared.pipeline.name), shutdown_on_exit=False, **_customised()
+            resource=_resource(prepared.pipeline.name),
+            shutdown_on_exit=False,
+            **{"id_generator": OwnIds(), **_customised()},
         )
         provider.add_span_processor(PipelineProcessor(_spans.write))
         trace.set_tracer_provider(provider)

@@ -90,11 +90,9 @@ def prepare() -> Prepared | None:
         what = program.program(sys.orig_argv)
         if what.is_helper:
             return None
-        config, fault = load_or_default(os.environ, Path.cwd())
+        config, fault = load_or_default(os.environ, _working_directory())
         if fault is not None:
-            _logger.warning(
-                "stagewatch goes on with defaults, and without what the file declares: %s", fault
-            )
+            _logger.warning("stagewatch goes on with defaults, its file unused: %s", fault)
         pipeline = config.pipeline_for(what.script, what.module)
         parent = program.parent_run(os.environ.get(RUN_VARIABLE))
         is_child_run = (
@@ -338,26 +336,26 @@ def _forked() -> None:
     opened = _opened
     if opened is None:
         return
-    recording.stop()  # should the next lines fail, the child records nothing at all
+    # Should the next lines fail, the child records nothing: the parent's journal is not its own.
+    tracer = recording.active.tracer if recording.active else None
+    recording.stop()
+    opened.spans.detach()
+    opened.owner = opened.overhead = 0
+    if tracer is None:
+        return
     opened.journal = JournalWriter(
         opened.room,
         new_key(),
         max_bytes=opened.settings.journal_max_bytes,
         copy_on_write=state.is_copy_on_write(opened.room),
     )
-    opened.owner = opened.overhead = 0
     opened.journal.append(_process_started(opened))
     recorder_start.introduce(opened.room, opened.journal.key, os.environ)
     opened.spans.attach(opened.journal)
-    recording.start(
-        opened.journal,
-        opened.run,
-        trace.get_tracer(semconv.SCOPE, schema_url=semconv.SCHEMA_URL),
-        opened.settings.span_threshold,
-    )
+    # The tracer is the parent's: asking for one takes a lock that another thread may have held.
+    recording.start(opened.journal, opened.run, tracer, opened.settings.span_threshold)
 
 
-@safety.guarded
 def _exiting() -> None:
     """Last of all exit handlers, for it was registered first."""
     began = time.thread_time_ns()
@@ -366,29 +364,38 @@ def _exiting() -> None:
         return
     if metrics.installed is not None:
         metrics.installed.collect()
-    if opened.owner == os.getpid():
-        opened.journal.append(_run_exiting(opened))
-    if opened.overhead:
-        spent = opened.overhead + time.thread_time_ns() - began
-        opened.journal.page.set(Words.OVERHEAD, spent)
-    if opened.owner != os.getpid() and not opened.ships_itself:
-        return  # a child: whoever opened the run looks after its recorder
-    if opened.ships_itself:
-        from stagewatch.exporters.recorder import run_in_process
+    is_owner = opened.owner == os.getpid()
+    with safety.guarded:
+        if is_owner:
+            opened.journal.append(_run_exiting(opened))
+    with safety.guarded:
+        if opened.overhead:
+            spent = opened.overhead + time.thread_time_ns() - began
+            opened.journal.page.set(Words.OVERHEAD, spent)
+    with safety.guarded:
+        if opened.ships_itself:
+            from stagewatch.exporters.recorder import run_in_process
 
-        run_in_process(opened.state_directory, opened.room, os.environ, opened.settings.exit_wait)
-    else:
-        recorder_start.announce_if_none(
-            opened.room, opened.journal.key, os.environ, opened.state_directory
-        )
+            wait = opened.settings.exit_wait
+            run_in_process(opened.state_directory, opened.room, os.environ, wait)
+        elif is_owner:  # of a child's recorder the opener of the run takes care
+            recorder_start.announce_if_none(
+                opened.room, opened.journal.key, os.environ, opened.state_directory
+            )
+
+
+def _message(error: BaseException, settings: Settings) -> str | None:
+    try:
+        text = str(error)
+    except Exception:  # their __str__, not ours
+        return None
+    return text if settings.exception_messages else redaction.message(text)
 
 
 def _run_exiting(opened: Opened) -> RunExiting:
     error: BaseException | None = getattr(sys, "last_value", None)
     outcome, error_type = failures.verdict(error)
-    message = str(error) if error is not None else None
-    if message is not None and not opened.settings.exception_messages:
-        message = redaction.message(message)
+    message = _message(error, opened.settings) if error is not None else None
     usage = resource.getrusage(resource.RUSAGE_SELF)
     attributes = getattr(opened.span, "attributes", None) or {}
     return RunExiting(

@@ -106,9 +106,9 @@ def begin(kind: OperationKind) -> Call | None:
         return _begin_seldom(recording, call, kind)
     # Two microseconds is all there is, beside the thirteen of a pandas call: nothing is made here.
     call.kind = kind
-    call.library = kind.library
     call.start = start = _ticks()
     call.operation[0] = start & ~NAME_MASK | kind.number
+    call.library = kind.library  # last: a signal handler may have raised until here
     return call
 
 
@@ -137,7 +137,6 @@ def _begin_seldom(recording: Recording, base: Call, kind: OperationKind) -> Call
         call.start = _ticks()
         if kind.open:
             _open_span(call)
-        recording.doing().recorded = 0
         call.operation[0] = call.start & ~NAME_MASK | kind.number
         base.library = kind.library
         return call
@@ -149,12 +148,12 @@ def _begin_seldom(recording: Recording, base: Call, kind: OperationKind) -> Call
 def fold(call: Call, rows_in: int, rows_out: int) -> None:
     """`end` of a call that went well, for kinds that are neither ``io`` nor ``open``: the path on
     which a microsecond counts."""
+    call.base.library = call.outer
     nanoseconds = _ticks() - call.start
     recording = call.recording
     if nanoseconds >= recording.threshold:  # type: ignore[union-attr]
         end(call, rows_in=rows_in, rows_out=rows_out)
         return
-    call.base.library = call.outer
     call.operation[0] = 0
     try:
         tallies = (inner_stage.get() or current_stage() or recording).operations  # type: ignore[union-attr]
@@ -182,12 +181,13 @@ def end(
     *rows_in*, *rows_out*: of its frames. *reads*, *writes*: rows that came from or went to the
     outside, which are the stage's records; None for operations that do neither.
     """
+    call.base.library = call.outer
     nanoseconds = _ticks() - call.start
     recording, kind = call.recording, call.kind
-    call.base.library = call.outer
-    call.operation[0] = 0
     try:
         assert recording is not None
+        if recording is state.active:  # else a forked child: page and call are the parent's
+            call.operation[0] = 0
         if call.token is not None:
             detach(call.token)
             open_calls.pop(call.span.get_span_context().span_id, None)  # type: ignore[union-attr]
@@ -205,9 +205,7 @@ def end(
         span = call.span or _start_span(call, wall)
         span.set_attributes({**known, **(attributes or {})})
         if error is not None:
-            doing = recording.doing()
-            fail_span(span, error, recorded=doing.recorded == id(error))
-            doing.recorded = id(error)
+            fail_span(span, error, recorded=recording.doing().has_recorded(error, span))
         span.end(wall + nanoseconds)
         recording.sink.append(
             records.OperationEnded(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct
 from opentelemetry.context import Context
-from opentelemetry.trace import SpanContext, Tracer
+from opentelemetry.trace import Span, SpanContext, Tracer
 
 from stagewatch import records
 from stagewatch.measures import DURATION_BUCKETS, bucket_index
@@ -234,15 +234,23 @@ class StageTally:
 class Doing:
     """What one thread is doing."""
 
-    __slots__ = ("recorded", "recording", "slot", "stages")
+    __slots__ = ("_recorded", "recording", "slot", "stages")
 
     def __init__(self) -> None:
         self.recording: Recording | None = None
         self.slot: ThreadSlot | None = None
         """None where the page has no slot left."""
         self.stages: list[OpenStage] = []
-        self.recorded = 0
-        """Id of the exception that an inner span has recorded: outer ones do not repeat it."""
+        self._recorded = (0, 0)
+        """Id of the exception that a span has recorded last, and that span's parent."""
+
+    def has_recorded(self, error: BaseException, span: Span) -> bool:
+        """Whether a child of *span* has recorded *error* already; ids of exceptions are reused, so
+        that only the one on its way up counts."""
+        known = self._recorded == (id(error), span.get_span_context().span_id)
+        parent = getattr(span, "parent", None)
+        self._recorded = (id(error), parent.span_id if parent is not None else 0)
+        return known
 
 
 class _Thread(threading.local):

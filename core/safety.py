@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from contextlib import ContextDecorator
 from types import TracebackType
 
@@ -23,15 +24,36 @@ class _Guarded(ContextDecorator):
     ) -> bool:
         if error is None:
             return False
-        if not isinstance(error, Exception):
+        if not isinstance(error, Exception) or is_of_a_signal_handler(error):
             return False
         report(error)
         return True
 
 
+def is_of_a_signal_handler(error: BaseException) -> bool:
+    """Whether a signal handler of the user's raised *error*, while our code happened to run."""
+    codes = set()
+    for number in signal.valid_signals():
+        handler = signal.getsignal(number)
+        codes.add(getattr(getattr(handler, "__func__", handler), "__code__", None))
+    codes.discard(None)
+    tb = error.__traceback__
+    while tb is not None:
+        if tb.tb_frame.f_code in codes:
+            return True
+        tb = tb.tb_next
+    return False
+
+
 def report(error: Exception) -> None:
-    """Log an error of ours, once per place, and count it. Never raises."""
+    """Log an error of ours, once per place, and count it.
+
+    For ``except`` blocks. Raises *error* on, if a signal handler of the user's raised it (say, a
+    timeout): it is not ours to swallow.
+    """
     global swallowed
+    if is_of_a_signal_handler(error):
+        raise error
     swallowed += 1
     try:
         tb = error.__traceback__
@@ -46,7 +68,6 @@ def report(error: Exception) -> None:
             "stagewatch failed (%s at %s:%d); your program goes on without this telemetry",
             type(error).__name__,
             *place,
-            extra={"stagewatch_error": error},
         )
     except Exception:  # a logging handler of the user's may raise: that is no reason to break them
         pass

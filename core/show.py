@@ -30,7 +30,7 @@ from stagewatch.figures import (
     size,
     throughput_of,
 )
-from stagewatch.model import Dataset, Operation, Run, Stage
+from stagewatch.model import Dataset, Operation, Outcome, Run, Stage
 from stagewatch.report import run_json
 from stagewatch.tree import MOST_SPANS, Span, TreeView, took, tree
 
@@ -57,7 +57,7 @@ def show(
     if stages:
         parts += [Text(), _stages(stages)]
     missing = sorted(set(declared) - {stage.name for stage in stages})
-    if missing and run.end is not None:
+    if missing and run.outcome == Outcome.SUCCESS:
         names = ", ".join(map(plain, missing))
         parts += [Text(), Text(f"declared, but never seen in this run: {names}", "yellow")]
     if datasets:

@@ -21,6 +21,14 @@ UNSEEN_FILE = "<stagewatch (passed over like importlib._bootstrap)>"
 know them by these two words. So a frame from this file does not change who is warned."""
 
 
+def drop_first_frame(error: BaseException) -> None:
+    """Take the frame that caught *error* out of its traceback; re-raise with a bare ``raise``."""
+    tb = error.__traceback__
+    if tb is not None:
+        # Neither assigned nor through the error's own method: its class may forbid or override it.
+        BaseException.with_traceback(error, tb.tb_next)
+
+
 def _rows(values: Iterable[Any]) -> int | None:
     """Rows of the DataFrames among *values*, None if there is none."""
     try:
@@ -171,12 +179,6 @@ class _Started:
             self._stage.end(None)
 
 
-def _drop_frame(error: BaseException) -> None:
-    """Take the outermost frame, the caller's, out of the traceback."""
-    if error.__traceback__ is not None:
-        error.__traceback__ = error.__traceback__.tb_next
-
-
 def _generate(
     started: _Started, generator: GeneratorType[Any, Any, Any]
 ) -> Generator[Any, Any, Any]:
@@ -192,7 +194,7 @@ def _generate(
             return end.value
         except BaseException as error:
             stage.end(error)
-            _drop_frame(error)
+            drop_first_frame(error)
             raise
         value = None
         stage.pause(given[0])
@@ -200,7 +202,7 @@ def _generate(
             value = yield given.pop()
             step = generator.send
         except BaseException as error:  # close() too: it is GeneratorExit, thrown in here
-            _drop_frame(error)
+            drop_first_frame(error)
             step, value = generator.throw, error
         stage.go_on()
 
@@ -220,7 +222,7 @@ async def _generate_async(
             return
         except BaseException as error:
             stage.end(error)
-            _drop_frame(error)
+            drop_first_frame(error)
             raise
         value = None
         stage.pause(given[0])
@@ -228,7 +230,7 @@ async def _generate_async(
             value = yield given.pop()
             step = generator.asend
         except BaseException as error:
-            _drop_frame(error)
+            drop_first_frame(error)
             step, value = generator.athrow, error
         stage.go_on()
 
@@ -249,7 +251,7 @@ async def _await(started: _Started) -> Any:
         result = await coroutine
     except BaseException as error:
         stage.end(error)
-        _drop_frame(error)
+        drop_first_frame(error)
         raise
     stage.end(None, result)
     return result

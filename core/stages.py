@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from stagewatch.safety import report
-from stagewatch.tracing import OpenStage, enter
+from stagewatch.safety import guarded, report
+from stagewatch.tracing import OpenStage, current_stage, enter
 from stagewatch.wrapping import wrap
 
 
@@ -22,7 +22,8 @@ def stage(name: str | Callable[..., Any] | None = None) -> Any:
 
 
 class _Stage:
-    """Context manager and decorator; one object may serve many calls, nested ones too."""
+    """Context manager and decorator; one object may serve many calls, nested ones too, in
+    several threads and tasks at once."""
 
     def __init__(self, name: str | None) -> None:
         self._name = name
@@ -36,7 +37,13 @@ class _Stage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: object
     ) -> None:
-        self._open.pop().leave(error)
+        with guarded:
+            # The current one is of this thread and task, and the innermost. It is none of ours
+            # only where the block ends elsewhere than it began, as that of a generator may.
+            current = current_stage()
+            opened = current if current in self._open else self._open[-1]
+            self._open.remove(opened)
+            opened.leave(error)
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
         try:

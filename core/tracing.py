@@ -69,6 +69,7 @@ class OpenStage:
         "_counts",
         "_cpu",
         "_folded",
+        "_is_over",
         "_recording",
         "_resumed",
         "_span",
@@ -85,6 +86,7 @@ class OpenStage:
         self._recording = recording
         self._counts = Counts()
         self._active = 0
+        self._is_over = False
         self._cell: Any = None
         self._span: Span | None = None
         self._thread: list[OpenStage] | None = None
@@ -101,7 +103,6 @@ class OpenStage:
         self._context = otel_context.set_value(_STAGE_KEY, self, context)
         self._started = self._resumed = _ticks()
         self._token: Any = (otel_context.attach(self._context), inner_stage.set(self))
-        thread.doing.recorded = 0
 
     def _open_span(
         self, context: otel_context.Context, attributes: Mapping[str, AttributeValue] | None
@@ -164,7 +165,7 @@ class OpenStage:
         recording = state.active
         if recording is None:
             return
-        if recording is not self._recording:
+        if recording is not self._recording or self._is_over:
             recording.folded_stage(self.name).add_counts(in_, out, rejected, retries)
             return
         with recording.lock:
@@ -199,6 +200,7 @@ class OpenStage:
         """End the stage; the rows count only for a side that nothing else has counted."""
         try:
             self.suspend()
+            self._is_over = True
             if self._recording is state.active:
                 self._end(error, frame_rows_in, frame_rows_out)
         except Exception as fault:
@@ -241,8 +243,7 @@ class OpenStage:
             }
         )
         if outcome is not Outcome.SUCCESS and error is not None:
-            fail_span(span, error, recorded=thread.doing.recorded == id(error))
-            thread.doing.recorded = id(error)
+            fail_span(span, error, recorded=thread.doing.has_recorded(error, span))
         span.end(end)
         recording.sink.append(ended)
         self._hide()

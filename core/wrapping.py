@@ -3,6 +3,10 @@
 It is the same kind of function (so `inspect` and asyncio treat it alike), says the same of itself,
 takes itself out of tracebacks, and needs nothing of ours where it is shipped by value. What happens
 around its calls is `stagewatch.stage_calls`.
+
+One difference shows: the wrapper holds the arguments for the whole call. A temporary that only the
+function held, as in ``f(load())``, lives until the call is over, also where the function lets it
+go before.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import inspect
 from collections.abc import Callable
 from types import CodeType, FunctionType
 from typing import Any
+from weakref import WeakSet
 
 from stagewatch.safety import guarded
 from stagewatch.stage_calls import AROUND, UNSEEN_FILE
@@ -24,8 +29,8 @@ _SHAPES = {
 }
 _CACHED = type(functools.lru_cache(lambda: None))
 
-_wrappers: dict[int, FunctionType] = {}
-"""All that `wrap` made, by id; it keeps them alive, so that an id means one function."""
+_wrappers: WeakSet[FunctionType] = WeakSet()
+"""All that `wrap` made; weakly, for a decorator on an inner function makes one at every call."""
 
 
 def wrap(function: Callable[..., Any], stage_name: str) -> Callable[..., Any]:
@@ -68,14 +73,14 @@ def wrap(function: Callable[..., Any], stage_name: str) -> Callable[..., Any]:
             setattr(wrapper, name, getattr(function, name))
     with guarded:  # getfullargspec() does not look behind __wrapped__, but at this
         vars(wrapper).setdefault("__signature__", inspect.signature(function))
-    _wrappers[id(wrapper)] = wrapper
+    _wrappers.add(wrapper)
     return wrapper
 
 
 def _innermost(function: Any) -> FunctionType | None:
     """The function behind its decorators; None if one of them is ours."""
     while type(function) is FunctionType or type(function) is _CACHED:
-        if id(function) in _wrappers:
+        if function in _wrappers:
             return None
         behind = vars(function).get("__wrapped__")
         if type(behind) is not FunctionType and type(behind) is not _CACHED:
@@ -112,7 +117,8 @@ def _one_line(units: int) -> bytes:
 
 # --- the closures -----------------------------------------------------------------------------
 # They use nothing but what they close over: cloudpickle ships them by value. A bare `raise` does
-# not put a frame back into a traceback that it was taken out of.
+# not put a frame back into a traceback that it was taken out of. The traceback is set as in
+# `stage_calls.drop_first_frame`.
 
 
 def _calling(function: Callable[..., Any], hook: _Hook) -> FunctionType:
@@ -122,7 +128,7 @@ def _calling(function: Callable[..., Any], hook: _Hook) -> FunctionType:
             result = function(*args, **kwargs)
         except BaseException as error:
             finish(error, None)
-            error.__traceback__ = error.__traceback__.tb_next  # type: ignore[union-attr]
+            BaseException.with_traceback(error, error.__traceback__.tb_next)  # type: ignore[union-attr]
             raise
         return finish(None, result)
 
@@ -136,7 +142,7 @@ def _making(function: Callable[..., Any], hook: _Hook) -> FunctionType:
         try:
             made = function(*args, **kwargs)
         except BaseException as error:
-            error.__traceback__ = error.__traceback__.tb_next  # type: ignore[union-attr]
+            BaseException.with_traceback(error, error.__traceback__.tb_next)  # type: ignore[union-attr]
             raise
         return hook(made, args, kwargs)
 

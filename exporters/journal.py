@@ -88,7 +88,6 @@ class JournalWriter:
         self.directory = directory
         # Re-entrant: a signal handler or a finalizer of the user's may record while we do.
         self.lock = threading.RLock()
-        self._acquire, self._release = self.lock.acquire, self.lock.release
         self.page = PageWriter(
             page_path(directory, key),
             int(key.split(".")[1]),
@@ -104,6 +103,8 @@ class JournalWriter:
         self._refused_until = 0.0
         self._refusal = Words.DROPPED_DISK
         self._is_rolling = False
+        self._depth = 0
+        self._retired: list[Memory] = []
         self._number = 0
         self._memory = self._new_segment(0, _capacity(0, 0))
         self._buffer = self._memory.buffer
@@ -115,32 +116,44 @@ class JournalWriter:
         body = encode(record)
         size = len(body)
         checksum = _crc32(body)
-        self._acquire()  # half the cost of `with`
-        try:
-            # Signal handlers run after a call: from here to `_pack_frame` there is none, so that
-            # no handler's append gets the same place, and none that raises leaves a gap.
+        with self.lock:  # not acquire() and try: a signal handler may raise between the two
+            self._depth += 1
+            try:
+                self._write(body, size, checksum)
+            finally:
+                self._depth -= 1
+                if self._retired and not self._depth:
+                    self._close_retired()
+
+    def _write(self, body: bytes, size: int, checksum: int) -> None:
+        # Signal handlers and finalizers may append, and even roll, in the middle of this. The place
+        # is taken before anything else can run, and a segment that was left stays mapped until the
+        # outermost append is over.
+        at = self._at
+        end = at + 8 + size
+        while end > self._limit:
+            if not self._make_room(size):
+                return
             at = self._at
             end = at + 8 + size
-            while end > self._limit:
-                if not self._make_room(size):
-                    return
-                at = self._at
-                end = at + 8 + size
-            memory, buffer = self._memory, self._buffer
-            self._at = end
-            buffer[at + 8 : end] = body
-            _pack_frame(buffer, at, size, checksum)
-            if self._copy_on_write and not memory.publish(at, end):
-                if self._at == end:
-                    self._at = at
-                self.drop(Words.DROPPED_DISK)
-                return
-            self._position += 8 + size
-            self._position_word[0] = self._position
-            if self._copy_on_write:
-                self.page.set(Words.JOURNAL_POSITION, self._position)
-        finally:
-            self._release()
+        memory, buffer = self._memory, self._buffer
+        self._at = end
+        buffer[at + 8 : end] = body
+        _pack_frame(buffer, at, size, checksum)
+        if self._copy_on_write and not memory.publish(at, end):
+            if self._at == end:
+                self._at = at
+            self.drop(Words.DROPPED_DISK)
+            return
+        self._position += 8 + size
+        self._position_word[0] = self._position
+        if self._copy_on_write:
+            self.page.set(Words.JOURNAL_POSITION, self._position)
+
+    def _close_retired(self) -> None:
+        retired, self._retired = self._retired, []
+        for memory in retired:
+            memory.close()
 
     def drop(self, reason: int) -> None:
         """Count a record that is lost: one of `Words`' ``DROPPED_…``."""
@@ -203,7 +216,7 @@ class JournalWriter:
         _pack_frame(buffer, at, ROLLED, 0)  # `_limit` left room for it
         if self._copy_on_write:
             memory.publish(at, at + FRAME.size)
-        memory.close()  # no append can be under way in it: see there
+        self._retired.append(memory)
 
     def _new_segment(self, number: int, capacity: int) -> Memory:
         path = segment_path(self.directory, self.key, number)

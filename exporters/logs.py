@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stagewatch.exporters.journal import JournalWriter
-from stagewatch.exporters.spans import plain
+from stagewatch.exporters.spans import event_attributes, plain
 from stagewatch.records import LogEmitted, ScopeDefined
 from stagewatch.safety import guarded
 
@@ -16,8 +16,13 @@ _FIRST_SCOPE = 1 << 16
 """Scopes of logs and of spans are numbered apart."""
 
 
-def install(journal: JournalWriter, resource: Any, environ: Mapping[str, str]) -> None:
+def install(
+    journal: JournalWriter, resource: Any, environ: Mapping[str, str], *, messages: bool = False
+) -> None:
     """Set up the SDK's logger provider, if logs are asked for.
+
+    What a record says is its author's choice; the message of an exception that goes with it is
+    redacted unless *messages* is set.
 
     Python's ``logging`` is bridged where ``OTEL_PYTHON_LOGGING_AUTO_INSTRUMENTATION_ENABLED`` says
     so, as with the stock SDK.
@@ -54,7 +59,7 @@ def install(journal: JournalWriter, resource: Any, environ: Mapping[str, str]) -
                     (record.trace_id or 0).to_bytes(16, "big"),
                     (record.span_id or 0).to_bytes(8, "big"),
                     number,
-                    plain(dict(record.attributes)) if record.attributes else None,
+                    plain(event_attributes(record.attributes, messages=messages)) or None,
                     record.event_name,
                 )
             )

@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from opentelemetry import metrics as api
-from opentelemetry.metrics import Meter, MeterProvider, NoOpMeterProvider
+from opentelemetry.metrics import Meter, MeterProvider, NoOpMeter, NoOpMeterProvider
 
 from stagewatch.exporters.journal import JournalWriter
 from stagewatch.exporters.spans import plain
@@ -44,7 +44,7 @@ class LazyMeterProvider(MeterProvider):
         """A meter of the SDK's."""
         if self._real is None:
             self._real = self._make()
-        return self._real.get_meter(name, version, schema_url, attributes)
+        return _SynchronousMeter(self._real.get_meter(name, version, schema_url, attributes))
 
     @guarded
     def collect_if_due(self) -> None:
@@ -86,6 +86,18 @@ class LazyMeterProvider(MeterProvider):
             return sdk.MeterProvider([self._reader], self._resource, shutdown_on_exit=False)
         except Exception:  # a broken SDK must not break who asked for a meter
             return NoOpMeterProvider()
+
+
+class _SynchronousMeter(NoOpMeter):
+    """The SDK's meter without observable instruments: their callbacks are the user's code, and may
+    take any time; without a thread they would run in the middle of the job."""
+
+    def __init__(self, real: Meter) -> None:
+        super().__init__(real.name, real.version, real.schema_url)
+        self.create_counter = real.create_counter  # type: ignore[method-assign]
+        self.create_up_down_counter = real.create_up_down_counter  # type: ignore[method-assign]
+        self.create_histogram = real.create_histogram  # type: ignore[method-assign]
+        self.create_gauge = real.create_gauge  # type: ignore[method-assign]
 
 
 installed: LazyMeterProvider | None = None

@@ -35,6 +35,10 @@ class SpanWriter:
         self._kept = []
         self._append = journal.append
 
+    def detach(self) -> None:
+        """Write nowhere: in a forked child, until it has a journal of its own."""
+        self._append = _nowhere
+
     def write(self, span: Any) -> None:
         """Append one ended `ReadableSpan`; never raises."""
         # The fields behind the properties: those copy, and cost as much as all the rest. A test
@@ -90,13 +94,19 @@ class SpanWriter:
         return text if self._messages else redaction.message(text)
 
     def _event(self, event: Event) -> tuple[str, int, Attributes | None]:
-        attributes = dict(_clean(event.attributes) or {})
-        if not self._messages:
-            if isinstance(text := attributes.get(_EXCEPTION_MESSAGE), str):
-                attributes[_EXCEPTION_MESSAGE] = redaction.message(text)
-            if isinstance(text := attributes.get(_EXCEPTION_STACKTRACE), str):
-                attributes[_EXCEPTION_STACKTRACE] = redaction.stacktrace(text)
+        attributes = event_attributes(event.attributes, messages=self._messages)
         return (event.name, event.timestamp, attributes)
+
+
+def event_attributes(values: Mapping[str, Any] | None, *, messages: bool) -> dict[str, Any]:
+    """Attributes of an event or a log record as they are kept; *messages*: of exceptions too."""
+    attributes = dict(_clean(values) or {})
+    if not messages:
+        if isinstance(text := attributes.get(_EXCEPTION_MESSAGE), str):
+            attributes[_EXCEPTION_MESSAGE] = redaction.message(text)
+        if isinstance(text := attributes.get(_EXCEPTION_STACKTRACE), str):
+            attributes[_EXCEPTION_STACKTRACE] = redaction.stacktrace(text)
+    return attributes
 
 
 def _nowhere(record: Record) -> None:
@@ -128,6 +138,8 @@ _is_harmless = redaction.SENSITIVE.isdisjoint
 def _plain_record(record: SpanEnded) -> SpanEnded:
     return structs.replace(
         record,
+        name=plain(record.name),
+        status_description=plain(record.status_description),
         attributes=plain(record.attributes),
         events=plain(record.events),
         links=plain(record.links),
@@ -146,4 +158,5 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [plain(item) for item in value]
-    return str(value)
+    # A file name that is not UTF-8 has lone surrogates, which nobody else can read.
+    return str(value).encode("utf-8", "replace").decode()

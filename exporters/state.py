@@ -122,10 +122,10 @@ def room(state: Path, goal: Destination, namespace: int) -> Path:
 def remember_settings(place: Path, environ: Mapping[str, str]) -> None:
     """Leave in the room *place* what makes its destination, for who takes in its journals later.
 
-    No header, and no endpoint that carries credentials. Raises OSError.
+    No header, and no endpoint that carries credentials or a query string. Raises OSError.
     """
     kept = {name: environ[name] for name in _settings() if environ.get(name)}
-    if not any("@" in value for value in kept.values()):
+    if not any("@" in value or "?" in value for value in kept.values()):
         temporary = place / f"settings.{os.getpid()}"
         temporary.write_bytes(msgspec.json.encode(kept))
         temporary.rename(place / "settings")

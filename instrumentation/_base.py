@@ -23,6 +23,7 @@ from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type:
 
 from stagewatch.operations import OperationKind, begin, end
 from stagewatch.safety import guarded, report
+from stagewatch.stage_calls import drop_first_frame
 
 _logger = logging.getLogger(__name__)
 
@@ -219,12 +220,12 @@ def operation(
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             call = None
             try:
-                call = begin(choose(args, kwargs))
-                if prepare is not None:
-                    prepare(kwargs)
-            except Exception as fault:
-                report(fault)
-            try:
+                try:
+                    call = begin(choose(args, kwargs))
+                    if prepare is not None:
+                        prepare(kwargs)
+                except Exception as fault:
+                    report(fault)
                 result = wrapped(*args, **kwargs)
             except BaseException as error:
                 if call is not None:
@@ -240,7 +241,8 @@ def operation(
             except Exception as fault:
                 seen.clear()
                 report(fault)
-            end(call, **seen)
+            finally:
+                end(call, **seen)
             return result
 
         return wrapper
@@ -251,9 +253,3 @@ def operation(
 def argument(args: Arguments, kwargs: Keywords, position: int, name: str) -> Any:
     """What the caller gave for a parameter; None if nothing."""
     return args[position] if len(args) > position else kwargs.get(name)
-
-
-def drop_first_frame(error: BaseException) -> None:
-    """Take the frame that caught *error* out of its traceback; re-raise with a bare ``raise``."""
-    if error.__traceback__ is not None:
-        error.__traceback__ = error.__traceback__.tb_next

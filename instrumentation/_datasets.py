@@ -18,7 +18,10 @@ from urllib.parse import urlsplit
 from stagewatch import redaction
 from stagewatch.tracing import declared_pipeline
 
-_REMOTE = re.compile(r"(?:[\w.+-]+::)*[A-Za-z][A-Za-z0-9+.-]*://")
+_SCHEME = r"[A-Za-z][A-Za-z0-9+.-]*://"
+_REMOTE = re.compile(rf"(?:[\w.+-]+::)*{_SCHEME}")
+# `zip://*.csv::simplecache::` of fsspec; behind a `?`, `:` or `@` it may be part of a secret.
+_CHAIN = re.compile(rf"(?:[\w.+-]+(?:://[^\s:?#@]*)?::)+(?={_SCHEME})")
 _WIDEST = 500
 """Columns a fingerprint looks at, beside their number."""
 
@@ -39,7 +42,7 @@ def locate(source: object) -> tuple[str | None, int | None]:
     if not isinstance(source, str):
         return None, None
     if is_remote(source):
-        innermost = redaction.url(source.rpartition("::")[2])
+        innermost = redaction.url(_CHAIN.sub("", source, count=1))
         if not innermost.startswith("file://"):
             return innermost, None
         source = urlsplit(innermost).path
@@ -57,9 +60,9 @@ def locate(source: object) -> tuple[str | None, int | None]:
 def database(connection: Any) -> str | None:
     """URI of a database, from a SQLAlchemy engine, connection or URL or a sqlite3 connection."""
     if isinstance(connection, str):
-        text = urlsplit(connection)
-        where = text.netloc.rpartition("@")[2]
-        return _database(text.scheme.partition("+")[0], where, text.path.removeprefix("/"))
+        scheme, separator, rest = redaction.url(connection).partition("://")
+        where, _, name = rest.partition("/")
+        return _database(scheme.partition("+")[0], where, name) if separator else None
     sqlite3 = sys.modules.get("sqlite3")
     if sqlite3 is not None and isinstance(connection, sqlite3.Connection):
         return _database("sqlite", "", _sqlite_file(connection))

@@ -20,12 +20,12 @@ from stagewatch.instrumentation._base import (
     Function,
     Keywords,
     argument,
-    drop_first_frame,
     operation,
 )
 from stagewatch.model import Dataset
 from stagewatch.operations import OperationKind, begin, end, forget, touch
 from stagewatch.safety import guarded, report
+from stagewatch.stage_calls import drop_first_frame
 from stagewatch.tracing import add_records
 
 Places = list[tuple[str, int | None]]
@@ -37,12 +37,14 @@ def rows_of(value: Any) -> int:
     """Rows of a frame or series, of all of them in a list or dict; 0 for anything else."""
     try:
         return len(value.index)
-    except Exception:
+    except (AttributeError, TypeError):
         if isinstance(value, dict):
             return sum(map(rows_of, value.values()))
         if isinstance(value, list | tuple):  # they have an `index` too, a method
             return sum(map(rows_of, value))
-        return 0
+    except Exception as error:
+        report(error)
+    return 0
 
 
 def reader(name: str, find: Find, *, always_open: bool = False) -> Callable[[Function], Function]:
@@ -202,16 +204,20 @@ def _arrived(call: Any, reading: _Reading | None, chunk: Any) -> None:
             reading.add(chunk, rows)
     except Exception as fault:
         report(fault)
-    end(call, rows_out=rows)
+    finally:
+        end(call, rows_out=rows)
 
 
 def chunk(wrapped: Function) -> Function:
     """Patch for the method of a reader that gives the next chunk (or all that is left)."""
 
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
-        call = begin(_CHUNK)
+        call = None
         try:
+            call = begin(_CHUNK)
             result = wrapped(self, *args, **kwargs)
+            if call is not None:
+                _arrived(call, _readings.get(self), result)
         except StopIteration as error:
             if call is not None:
                 forget(call)
@@ -222,8 +228,6 @@ def chunk(wrapped: Function) -> Function:
                 end(call, error)
             drop_first_frame(error)
             raise
-        if call is not None:
-            _arrived(call, _readings.get(self), result)
         return result
 
     return wrapper
@@ -255,11 +259,15 @@ def _counted(chunks: GeneratorType[Any, Any, Any], reading: _Reading) -> Any:
 
 def _counting(chunks: Generator[Any, Any, Any], reading: _Reading) -> Generator[Any, Any, Any]:
     thrown: BaseException | None = None
+    given: list[Any] = []  # popped as it is yielded: the consumer's chunk is not kept alive here
     try:
         while True:
-            call = begin(_CHUNK)
+            call = None
             try:
-                result = next(chunks) if thrown is None else chunks.throw(thrown)
+                call = begin(_CHUNK)
+                given.append(next(chunks) if thrown is None else chunks.throw(thrown))
+                if call is not None:
+                    _arrived(call, reading, given[0])
             except StopIteration as stopped:
                 if call is not None:
                     forget(call)
@@ -269,11 +277,9 @@ def _counting(chunks: Generator[Any, Any, Any], reading: _Reading) -> Generator[
                     end(call, error)
                 drop_first_frame(error)
                 raise
-            if call is not None:
-                _arrived(call, reading, result)
             thrown = None
             try:
-                yield result
+                yield given.pop()
             except GeneratorExit:
                 chunks.close()
                 raise

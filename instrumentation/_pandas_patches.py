@@ -21,11 +21,12 @@ from stagewatch.instrumentation._base import (
     Keywords,
     Patch,
     argument,
-    drop_first_frame,
     operation,
 )
 from stagewatch.instrumentation._pandas_io import rows_of
 from stagewatch.operations import OperationKind, begin, end, fold
+from stagewatch.safety import report
+from stagewatch.stage_calls import drop_first_frame
 
 Rows = Callable[[Arguments, Keywords], int]
 
@@ -53,19 +54,21 @@ def _folding(name: str, rows_in: Rows = _of_self) -> Callable[[Function], Functi
 
     def factory(wrapped: Function) -> Function:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            call = begin(kind)
-            before = 0 if call is None else rows_in(args, kwargs)
+            call = None
             try:
+                # Inside, for a signal handler of the user's may raise between any two calls.
+                call = begin(kind)
+                before = 0 if call is None else rows_in(args, kwargs)
                 result = wrapped(*args, **kwargs)
+                if call is not None:
+                    # In place there is no result, and the frame is as long as it has become.
+                    after = rows_of(args[0] if result is None and args else result)
+                    fold(call, before, after)
             except BaseException as error:
                 if call is not None:
                     end(call, error)
                 drop_first_frame(error)
                 raise
-            if call is not None:
-                # In place there is no result, and the frame is as long as it has become.
-                after = rows_of(args[0] if result is None else result)
-                fold(call, before, after)
             return result
 
         return wrapper
@@ -132,23 +135,25 @@ def _fillna(wrapped: Function) -> Function:
     def wrapper(
         self: Any, value: Any, *, axis: Any = None, inplace: Any = False, limit: Any = None
     ) -> Any:
-        call = begin(kind)
+        call = None
         try:
-            rows = len(self.index)
-        except Exception:
-            rows = 0
-        held = [self]
-        del self
-        try:
+            call = begin(kind)
+            try:
+                rows = len(self.index)
+            except Exception as fault:
+                rows = 0
+                report(fault)
+            held = [self]
+            del self
             # A plain call gives its reference away; one with * or ** would keep it.
             result = wrapped(held.pop(), value, axis=axis, inplace=inplace, limit=limit)
+            if call is not None:
+                fold(call, rows, rows)
         except BaseException as error:
             if call is not None:
                 end(call, error)
             drop_first_frame(error)
             raise
-        if call is not None:
-            fold(call, rows, rows)
         return result
 
     return wrapper

@@ -17,6 +17,7 @@ from types import CodeType, FrameType, ModuleType
 from typing import Any
 
 from stagewatch.safety import guarded
+from stagewatch.stage_calls import drop_first_frame
 
 EVENTS = 100_000
 """Lines and calls that a trace function may see: about 0.1 s of its own time."""
@@ -315,8 +316,8 @@ class ImportWatch:
         try:
             spec = self._ask_others(name, path, target)
         except BaseException as error:
-            if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
-                error.__traceback__ = error.__traceback__.tb_next.tb_next
+            drop_first_frame(error)
+            drop_first_frame(error)  # that of `_ask_others`
             raise
         if spec is not None:
             on_initializing(spec, self._program(name))

@@ -24,11 +24,11 @@ from stagewatch.instrumentation._base import (
     Instrumentor,
     Patch,
     argument,
-    drop_first_frame,
     on_import,
 )
 from stagewatch.records import OperationEnded
 from stagewatch.safety import guarded, report
+from stagewatch.stage_calls import drop_first_frame
 from stagewatch.tracing import current_stage, retried
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -56,20 +56,20 @@ def _send(wrapped: Function) -> Function:
             and not _under_way.active
             and is_http_instrumentation_enabled()
         )
-        if counts:
-            _under_way.active, _under_way.span, _under_way.retries = True, None, 0
         started = _now()
         try:
+            if counts:
+                _under_way.active, _under_way.span, _under_way.retries = True, None, 0
             response = wrapped(*args, **kwargs)
+            if counts:
+                status = getattr(response, "status_code", 0)
+                failed = isinstance(status, int) and status >= 400
+                _ended(args, kwargs, started, str(status) if failed else None)
         except BaseException as error:
             if counts:
                 _ended(args, kwargs, started, error_type(error))
             _drop_frames(error)
             raise
-        if counts:
-            status = getattr(response, "status_code", 0)
-            failed = isinstance(status, int) and status >= 400
-            _ended(args, kwargs, started, str(status) if failed else None)
         return response
 
     return wrapper

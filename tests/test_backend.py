@@ -192,6 +192,26 @@ def test_messages_by_name_only(jobs: Jobs, http: OtlpReceiver) -> None:
     assert run.error_message == "hunter2"
 
 
+def test_exceptions_in_logs_are_redacted(jobs: Jobs) -> None:
+    """A cell's value in its message is not on the disk, whoever has logged the exception."""
+    jobs.run(
+        """
+        import logging
+        try:
+            raise ValueError("no number: 'hunt" + "er2'")
+        except ValueError:
+            logging.exception("look", extra={"url.full": "http://h/p?key=hunt" + "er2"})
+        """,
+        OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1",  # nobody there: it stays on the disk
+        OTEL_LOGS_EXPORTER="otlp",
+        OTEL_PYTHON_LOGGING_AUTO_INSTRUMENTATION_ENABLED="true",
+    )
+    assert jobs.runs()
+    kept = b"".join(file.read_bytes() for file in jobs.state.rglob("*") if file.is_file())
+    assert b"ValueError" in kept
+    assert b"hunter2" not in kept
+
+
 def test_metrics_and_logs_of_others_pass(jobs: Jobs, http: OtlpReceiver) -> None:
     """A counter of the user's own and, where asked for, log records arrive with their resource."""
     jobs.run(

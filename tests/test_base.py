@@ -18,6 +18,7 @@ from stagewatch.instrumentation._base import Instrumentor, Patch, operation
 from stagewatch.operations import OperationKind
 
 _CORE = '''
+import dataclasses
 import warnings
 
 def double(x, *, times=2):
@@ -26,6 +27,13 @@ def double(x, *, times=2):
 
 def fail(x):
     raise ValueError(f"no {x}")
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    x: int
+
+def fail_frozen(x):
+    raise Frozen(x)
 
 def warn():
     warnings.warn("old", FutureWarning, stacklevel=_outside())
@@ -56,7 +64,7 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     package.mkdir()
     (package / "core.py").write_text(_CORE)
     (package / "__init__.py").write_text(
-        "from patched_library.core import double, fail, warn, Thing\n"
+        "from patched_library.core import double, fail, fail_frozen, warn, Thing\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
@@ -82,7 +90,8 @@ def _counting(calls: list[str]) -> Callable[[Any], Any]:
 def instrumentor() -> Iterator[tuple[Instrumentor, list[str]]]:
     """One with a patch per function of the package, and the list of its calls."""
     calls: list[str] = []
-    paths = ("double", "fail", "warn", "Thing.method", "Thing.made", "Thing.free", "Thing.value")
+    functions = ("double", "fail", "fail_frozen", "warn")
+    paths = (*functions, "Thing.method", "Thing.made", "Thing.free", "Thing.value")
 
     class Ours(Instrumentor):
         library = "patched_library"
@@ -107,7 +116,7 @@ def test_every_name_sees_the_wrapper_from_the_import_on(library: str, instrument
     assert (package.double(4), thing.method(), thing.other_name()) == (8, "method", "method")
     assert (thing.made(), thing.free(), thing.value) == (package.Thing, "free", 7)
     assert calls == ["double", "method", "method", "made", "free", "value"]
-    assert len(ours.applied) == 8
+    assert len(ours.applied) == 9
 
 
 def test_a_library_imported_before_is_patched_in_all_its_modules(
@@ -248,9 +257,10 @@ def test_errors_have_no_frame_of_ours(library: str, instrumentor: Any) -> None:
     """Type, message and the functions of the traceback, of the library's and of the call's."""
     ours, _ = instrumentor
     package = importlib.import_module(library)
-    before = [_failure(package.fail, 1), _failure(package.fail)]
+    calls = [(package.fail, 1), (package.fail,), (package.fail_frozen, 1)]
+    before = [_failure(*call) for call in calls]
     ours.instrument()
-    assert [_failure(package.fail, 1), _failure(package.fail)] == before
+    assert [_failure(getattr(package, call.__name__), *args) for call, *args in calls] == before
 
 
 def _failure(function: Any, *args: Any) -> Any:

@@ -17,6 +17,11 @@ from stagewatch.instrumentation import _datasets as datasets
         ("s3://key:secret@bucket/a/b.parquet?token=secret#x", "s3://bucket/a/b.parquet"),
         ("https://example.org:8443/a.csv?sig=secret", "https://example.org:8443/a.csv"),
         ("simplecache::s3://bucket/a.csv", "s3://bucket/a.csv"),
+        ("zip://*.csv::simplecache::s3://me:secret@bucket/a.zip?x", "s3://bucket/a.zip"),
+        ("https://h/p?x=a::b&token=secret", "https://h/p"),
+        ("https://h/p?x=a::b://c&token=secret", "https://h/p"),
+        ("https://me:a::secret@h/p", "https://h/p"),
+        ("https://me::secret@h/p", "https://h/p"),
         ("no/such/file.csv", None),
         ('{"secret": "https://example.org"}', None),
         ("a\x00b", None),
@@ -97,11 +102,18 @@ def test_tables_of_sqlalchemy_statements() -> None:
     [
         ("postgresql+psycopg2://me:secret@host:5432/shop?x=secret", "postgresql://host:5432/shop"),
         ("mysql://me:secret@host/shop", "mysql://host/shop"),
+        ("postgresql://etl:sec/ret@db/sales", "postgresql://db/sales"),
+        ("postgresql://etl:sec#ret@db/sales", "postgresql://db/sales"),
+        ("postgresql://etl:sec?ret@db/sales", "postgresql://db/sales"),
+        ("postgresql://etl:se@cr@et@db/sales", "postgresql://db/sales"),
+        ("redshift+redshift_connector://me:secret@db/sales", "redshift://db/sales"),
+        ("mssql+pyodbc:///?odbc_connect=PWD=secret", "mssql:///"),
+        ("host=db password=secret", None),
         ("sqlite:////data/shop.db", "sqlite:///data/shop.db"),
         ("sqlite://", "sqlite:///:memory:"),
     ],
 )
-def test_databases(url: str, uri: str) -> None:
+def test_databases(url: str, uri: str | None) -> None:
     """The same from a URL as text and, where its driver is here, from an engine."""
     import sqlalchemy as sa
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
+import dataclasses
 import functools
 import gc
 import inspect
@@ -14,20 +16,23 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import traceback
 import types
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pandas
 import pytest
 
-from stagewatch import safety, stage_calls, tracing, wrapping
+from stagewatch import safety, stage_calls, stages, tracing, wrapping
 from stagewatch.instrumentation import functions
 from stagewatch.instrumentation._binding import SCRIPT, Binding, Target, declared_targets
-from stagewatch.instrumentation._watching import bindings
+from stagewatch.instrumentation._watching import ImportWatch, bindings
 from stagewatch.model import DeclaredStage, Pipeline
+from stagewatch.records import StageEnded
 
 SCRIPTS = Path(__file__).parent / "functions_scripts"
 
@@ -270,6 +275,97 @@ def test_tracebacks_are_the_same(seen, use, function, arguments):
     assert handle(use(staged(function)), *arguments) == handle(use(function), *arguments)
     if len(arguments) == 1:
         assert isinstance(seen[-1][2], KeyError)
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    """Says no to whoever writes its traceback; only the interpreter does not ask."""
+
+    n: int
+
+    def with_traceback(self, tb):
+        raise AssertionError("not for others")
+
+
+def fail_frozen(n):
+    raise Frozen(n)
+
+
+def frozen_generator(n):
+    try:
+        yield n
+    finally:
+        raise Frozen(n)
+
+
+async def frozen_coroutine(n):
+    raise Frozen(n)
+
+
+async def frozen_async_generator(n):
+    yield n
+    raise Frozen(n)
+
+
+def throwing(function):
+    """A failure thrown into the generator comes out of it."""
+
+    def use(*args):
+        generator = function(*args)
+        next(generator)
+        generator.throw(Frozen(2))
+
+    return use
+
+
+@pytest.mark.parametrize(
+    ("use", "function"),
+    [
+        (lambda function: function, fail_frozen),
+        (exhaust, frozen_generator),
+        (throwing, frozen_generator),
+        (throwing, generating),
+        (run, frozen_coroutine),
+        (exhaust_async, frozen_async_generator),
+    ],
+)
+def test_a_frozen_exception_comes_through(seen, use, function):
+    """A frame is taken out of its traceback without asking the exception."""
+    ours = handle(use(staged(function)), 1)
+    assert ours == handle(use(function), 1)
+    assert "Frozen" in ours[1][0]
+
+
+def test_a_frozen_exception_of_a_finder_comes_through(monkeypatch):
+    """Nor is it asked where an import is watched."""
+
+    class Finder:
+        def find_spec(self, *_):
+            raise Frozen(1)
+
+    watch = ImportWatch(lambda name: True, lambda name: None, lambda name: None)
+    monkeypatch.setattr(sys, "meta_path", [watch, Finder()])
+    with pytest.raises(Frozen) as caught:
+        __import__("nowhere_to_be_found")
+    assert [entry.name for entry in caught.traceback][-1] == "find_spec"
+    assert not [entry for entry in caught.traceback if "_watching" in str(entry.path)]
+
+
+def test_a_dropped_wrapper_is_freed():
+    """`@stage` on an inner function, call by call, keeps nothing of it."""
+
+    def outer():
+        rows = Seen()
+
+        @stages.stage
+        def inner():
+            return rows
+
+        return weakref.ref(inner), weakref.ref(rows)
+
+    references = outer()
+    gc.collect()
+    assert [reference() for reference in references] == [None, None]
 
 
 @pytest.mark.parametrize("function", EVERY_KIND[1:])
@@ -918,3 +1014,94 @@ def test_traceback_module_prints_no_frame_of_ours(seen):
     except KeyError:
         traceback.print_exc(file=out)
     assert "stagewatch/instrumentation" not in out.getvalue()
+
+
+# --- blocks -----------------------------------------------------------------------------------
+
+
+def _ended(recorded):
+    return sorted((e.records_out, e.outcome) for e in recorded.of(StageEnded))
+
+
+MIXED = [(1, "failure"), (2, "success")]
+
+
+def test_threads_share_a_stage_object(recorded):
+    """Each ends its own stage, whoever entered last."""
+    load, entered = stages.stage("load"), threading.Event()
+
+    def first():
+        with contextlib.suppress(KeyError), load as opened:
+            opened.records(out=1)
+            entered.set()
+            assert second_entered.wait(30)
+            raise KeyError
+
+    second_entered = threading.Event()
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert entered.wait(30)
+    with load as opened:
+        opened.records(out=2)
+        second_entered.set()
+        thread.join(30)
+    assert _ended(recorded) == MIXED
+
+
+def test_tasks_share_a_stage_object(recorded):
+    """As threads do, in one thread and within a stage of the same object."""
+    load = stages.stage("load")
+
+    async def first():
+        with contextlib.suppress(KeyError), load as opened:
+            opened.records(out=1)
+            await asyncio.sleep(0)
+            raise KeyError
+
+    async def second(task):
+        with load as opened:
+            opened.records(out=2)
+            await task
+
+    async def main():
+        task = asyncio.create_task(first())
+        await asyncio.gather(task, asyncio.create_task(second(task)))
+
+    with load as opened:
+        opened.records(out=3)
+        asyncio.run(main())
+    assert _ended(recorded) == [*MIXED, (3, "success")]
+
+
+def test_a_nested_block_ends_the_inner_stage(recorded):
+    """One object, entered again inside."""
+    load = stages.stage("load")
+    with load as outer:
+        with contextlib.suppress(KeyError), load as inner:
+            inner.records(out=1)
+            raise KeyError
+        outer.records(out=2)
+    assert _ended(recorded) == MIXED
+
+
+def test_a_block_may_end_elsewhere(recorded):
+    """A generator is begun in one thread and ended in another."""
+
+    def generate():
+        with stages.stage("load") as opened:
+            opened.records(out=1)
+            yield
+
+    generator = generate()
+    contextvars.copy_context().run(next, generator)
+    thread = threading.Thread(target=lambda: list(generator))
+    thread.start()
+    thread.join(30)
+    assert _ended(recorded) == [(1, "success")]
+
+
+def test_a_block_works_without_a_run():
+    """Nothing is recorded, and nothing is raised."""
+    load = stages.stage("load")
+    with load, load as opened:
+        opened.records(out=1)

@@ -10,7 +10,9 @@ import sys
 import textwrap
 import traceback
 import warnings
+import weakref
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,11 @@ import pandas as pd
 import pytest
 
 from stagewatch import recording, safety, stages
+from stagewatch.instrumentation import _base, _pandas_io, _pandas_patches
 from stagewatch.instrumentation.pandas import PandasInstrumentor
 from stagewatch.model import DeclaredDataset, Pipeline
 from stagewatch.records import DatasetTouched, OperationEnded, TallyDefined
+from tests.interrupted import everywhere
 from tests.recorded import Clock, Recorded
 
 FRAME = pd.DataFrame({"k": ["x", "y", "x"], "n": [1.0, None, 3.0]})
@@ -221,6 +225,45 @@ def _failure(call: Any) -> Any:
             found = found.__cause__ or found.__context__
         return chain
     raise AssertionError("it did not fail")
+
+
+def _chunks() -> Any:
+    return pd.read_csv(io.StringIO("n\n1\n2\n"), chunksize=1)
+
+
+def _rows_in_chunks() -> None:
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.execute("CREATE TABLE t (n)")
+        connection.execute("INSERT INTO t VALUES (1), (2)")
+        for chunk in pd.read_sql("SELECT n FROM t", connection, chunksize=1):
+            len(chunk)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: FRAME.sort_values("n"),
+        lambda: FRAME.fillna(0),
+        lambda: FRAME["n"].apply(abs),
+        lambda: pd.read_csv(io.StringIO("n\n1\n")),
+        lambda: list(_chunks()),
+        _rows_in_chunks,
+    ],
+)
+def test_a_signal_at_any_moment_ends_the_call(recorded: Recorded, call: Any) -> None:
+    """What the user's handler raises comes through, and later calls are seen as before."""
+    ours = {_base.UNSEEN, *(m.__file__ or "" for m in (_base, _pandas_io, _pandas_patches))}
+    for count in everywhere(call, ours):
+        FRAME.dropna()
+        assert _folded(recorded)["pandas.dropna"][0] == count, count
+
+
+@pytest.mark.filterwarnings("ignore:The inplace keyword")
+def test_in_place_by_keyword(recorded: Recorded) -> None:
+    """No positional argument and no result: rows are not known, and that is all."""
+    frame = FRAME.copy()
+    assert pd.DataFrame.dropna(self=frame, inplace=True) is None
+    assert len(frame) == 2
 
 
 def test_a_failed_call_is_a_span_without_values(recorded: Recorded) -> None:
@@ -524,6 +567,17 @@ def test_a_generator_of_chunks_stays_one(recorded: Recorded, tmp_path: Path) -> 
     connection.close()
     read = [d.rows for d in recorded.of(DatasetTouched) if d.direction == "in"]
     assert read == [1, 1]
+
+
+def test_a_chunk_is_not_kept(recorded: Recorded, tmp_path: Path) -> None:
+    """A consumer that drops a chunk frees it before the next one is made."""
+    with sqlite3.connect(tmp_path / "data.db") as connection:
+        FRAME.to_sql("frames", connection)
+        chunks = pd.read_sql("SELECT * FROM frames", connection, chunksize=1)
+        kept = weakref.ref(next(chunks))
+        assert kept() is None
+        chunks.close()
+    connection.close()
 
 
 def test_the_newest_event_of_a_declared_dataset(tmp_path: Path, clock: Clock) -> None:

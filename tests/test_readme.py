@@ -9,3 +9,10 @@ def test_tables_are_current() -> None:
     """``python tests/readme_tables.py`` renews them."""
     text = README.read_text()
     assert text == renewed(text)
+
+
+def test_nothing_is_left_to_fill_in() -> None:
+    """No placeholder, no path of a machine."""
+    text = README.read_text()
+    assert "@@" not in text
+    assert "/work/" not in text

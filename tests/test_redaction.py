@@ -19,13 +19,22 @@ from stagewatch import redaction
         ("row 42 has 3.5, expected -7", "row ? has ?, expected ?"),
         ("Can't parse 'O''Brien' here", "Can't parse ? here"),
         ("broken 'quote that never ends", "broken ?"),
-        ('value "a\\"b" is bad', "value ? is bad"),
+        ('value "a\\"b" is bad', "value ?"),
+        ("bad value 'O'Brien Smith'", "bad value ?"),
+        ("not in 'O'Brien' nor 'D'Arcy Smith'", "not in ?"),
+        ("of 'Smith's house' a part", "of ? a part"),
+        ("'a\\' 'Smith' 'b\\'", "?"),
+        ("it's 'a' or 'b' here", "it's ? or ? here"),
         ("column a1 not in utf8", "column a1 not in utf8"),
         (
             "Max retries exceeded with url: /down?token=a (x)",
             "Max retries exceeded with url: /down? (x)",
         ),
         ("cannot reach ftp://me:pw@host/a", "cannot reach ftp://host/a"),
+        ("no postgresql://me:hun/ter?#@x@host/a here", "no postgresql://host/a here"),
+        ("no postgresql://me:hun'ter@host/a here", "no postgresql://?"),
+        ("for url: https://h/a?mail=me@b.org&token=secret", "for url: https://h/a"),
+        ("for url: https://h/a?x=(b)&token=secret", "for url: https://h/a"),
         ("", ""),
     ],
 )
@@ -48,6 +57,13 @@ def test_quoted_value_is_gone(value: str) -> None:
         ("SELECT 1 -- token=abc", "SELECT ? "),
         ("SELECT /* secret */ a FROM t1", "SELECT  a FROM t1"),
         ("SELECT 'open", "SELECT ?"),
+        ("/* the users' data */ SELECT a WHERE b = 'Smith'", " SELECT a WHERE b = ?"),
+        ("SELECT a -- don't\nWHERE b = 'Smith'", "SELECT a \nWHERE b = ?"),
+        ("SELECT '--', 'Smith' /* open", "SELECT ?, ? ?"),
+        ("SELECT 1 /* a /* b */ Smith */", "SELECT ? ?"),
+        ("SELECT N'Smith', E's', U&'d', x't Smith'", "SELECT ?, ?, ?, ?"),
+        ("a = 'C:\\' AND b = 'Smith'", "a = ?"),
+        ("a = 'C:\\\\' AND b = 'Smith'", "a = ? AND b = ?"),
     ],
 )
 def test_sql(statement: str, expected: str) -> None:
@@ -63,11 +79,28 @@ def test_sql(statement: str, expected: str) -> None:
         ("/plain/path?token=x", "/plain/path"),
         ("postgresql://u:p@h/db", "postgresql://h/db"),
         ("https://a@b@example.org/", "https://example.org/"),
+        ("postgresql://etl:hun/ter2@db/sales", "postgresql://db/sales"),
+        ("postgresql://etl:hunter#2@db/sales", "postgresql://db/sales"),
+        ("postgresql://etl:hun?te;r@2@db:5432/sales?a=b", "postgresql://db:5432/sales"),
+        ("postgresql://etl:p@ss/word@db/sales", "postgresql://db/sales"),
+        ("postgresql://etl:12?34@db/sales", "postgresql://"),
+        ("postgresql://db:5432/sales?password=hun@ter2", "postgresql://"),
+        ("postgresql://etl@db/sales?password=hun@ter2", "postgresql://db/sales"),
+        ("https://h/p?mail=a@b.org&token=secret", "https://h/p"),
+        ("s3://bucket/me@example.org/a.csv", "s3://bucket/me@example.org/a.csv"),
+        ("mongodb://a:27017,[::1]:27017/db", "mongodb://a:27017,[::1]:27017/db"),
+        ("jdbc:sqlserver://h:1433;user=sa;password=p@ss", "jdbc:sqlserver://"),
+        ("sqlserver://h;user=sa;password=secret", "sqlserver://h"),
+        ("https://h:80password=secret", "https://"),
+        ("https://h/a;jsessionid=secret?b", "https://h/a"),
+        ("me:secret@localhost:4317", "localhost:4317"),
+        ("//me:secret@h/a", "//h/a"),
     ],
 )
 def test_url(url: str, expected: str) -> None:
-    """No credentials, query string or fragment."""
+    """No credentials, parameters, query string or fragment; cleaning again changes nothing."""
     assert redaction.url(url) == expected
+    assert redaction.url(expected) == expected
 
 
 def test_stacktrace_keeps_frames_and_types() -> None:
@@ -87,6 +120,66 @@ def test_stacktrace_keeps_frames_and_types() -> None:
     assert lines[-1] == "KeyError"
     assert sum("test_redaction.py" in line for line in lines) == 2
     assert "float(value)" in cleaned
+
+
+def test_stacktrace_keeps_nothing_of_long_messages() -> None:
+    """Lines of a message that look like a type, a frame or a header, and notes, go."""
+
+    class Local(Exception):
+        pass
+
+    error = Local('x\nSmith\nJones: 5\n\n  File "Smith.csv" is bad\n  | Smith\nSmith\n')
+    error.add_note("Smith: noted")
+    with pytest.raises(Local) as caught:
+        raise error
+    cleaned = redaction.stacktrace("".join(traceback.format_exception(caught.value)))
+    assert "Smith" not in cleaned and "Jones" not in cleaned
+    assert cleaned.splitlines()[-1].endswith("<locals>.Local")
+    assert redaction.stacktrace(cleaned) == cleaned
+    assert redaction.stacktrace("KeyError: 'x'\nSmith") == "KeyError"
+
+
+def test_stacktrace_of_a_group() -> None:
+    """Of a group each exception's frames and type stay, with the margin."""
+    try:
+        float("Smith")
+    except ValueError as error:
+        first = error
+    group = ExceptionGroup("Smith\nJones", [first, KeyError("Smith\nJones")])
+    text = "".join(traceback.format_exception(group))
+    assert redaction.stacktrace(text).splitlines() == [
+        "  | ExceptionGroup",
+        "  +-+---------------- 1 ----------------",
+        "    | Traceback (most recent call last):",
+        f'    |   File "{__file__}", line {first.__traceback__.tb_lineno}, '  # type: ignore[union-attr]
+        "in test_stacktrace_of_a_group",
+        "    |     float(?)",
+        "    | ValueError",
+        "    +---------------- 2 ----------------",
+        "    | KeyError",
+        "    +------------------------------------",
+    ]
+
+
+def test_stacktrace_keeps_one_source_line() -> None:
+    """What follows, from Python 3.13 on, may be the inside of a literal."""
+    text = 'Traceback (most recent call last):\n  File "a.py", line 1, in f\n'
+    source = '    run("""select\n    Smith\n    """)\n'
+    assert redaction.stacktrace(text + source + "KeyError: 1") == text + "    run(?\nKeyError"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("host=db user=etl password=secret", "?"),
+        ("Server=db:1433;Password=secret", "?"),
+        ("postgresql://etl:secret@db/sales", "postgresql://db/sales"),
+    ],
+)
+def test_connection_strings(text: str, expected: str) -> None:
+    """Only a URL is known well enough to show a part."""
+    cleaned = redaction.attributes({"db.connection_string": text})
+    assert cleaned == {"db.connection_string": expected}
 
 
 def test_attributes() -> None:

@@ -411,3 +411,10 @@ def test_show_json() -> None:
         "failed": False,
         "attributes": {"pipeline.dataset.uri": "file:///data/weather.csv"},
     }
+
+
+def test_declared_stages_that_never_came() -> None:
+    """A misspelled function is said where one looks: on a run that went well without it."""
+    done = run()
+    shown = printed(show(done, [], STAGES, [], [], now=NOON, declared=["load", "laod"]), 80)
+    assert "declared, but never seen in this run: laod" in shown

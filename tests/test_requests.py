@@ -1,5 +1,6 @@
 """requests against a real server: upstream's span, and what we add to it."""
 
+import dataclasses
 import http.server
 import inspect
 import os
@@ -19,8 +20,11 @@ from requests.adapters import HTTPAdapter
 from urllib3.util.retry import Retry
 
 from stagewatch import recording, safety, stages
+from stagewatch.instrumentation import _base
+from stagewatch.instrumentation import requests as watched_requests
 from stagewatch.instrumentation.requests import RequestsInstrumentor
 from stagewatch.records import OperationEnded
+from tests.interrupted import everywhere
 from tests.recorded import Recorded
 
 
@@ -215,6 +219,33 @@ def test_errors_are_untouched(
     ours = _failure(url.format(server=server))
     watched.uninstrument()
     assert ours == _failure(url.format(server=server))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Frozen(Exception):
+    url: str
+
+
+def test_a_frozen_exception_comes_through() -> None:
+    """Frames are taken out of its traceback without asking it."""
+
+    def fail(url: str) -> None:
+        raise _Frozen(url)
+
+    for patch in (watched_requests._send, watched_requests._increment):
+        with pytest.raises(_Frozen) as caught:
+            patch(fail)("u")
+        assert [entry.name for entry in caught.traceback][1:] == ["fail"]
+
+
+@pytest.mark.usefixtures("watched")
+def test_a_signal_at_any_moment_ends_the_request(server: str, recorded: Recorded) -> None:
+    """What the user's handler raises comes through, and later requests are seen as before."""
+    ours = {_base.UNSEEN, watched_requests.__file__ or ""}
+    for point in everywhere(lambda: requests.get(f"{server}/ok", timeout=10), ours):
+        before = len(_operations(recorded))
+        requests.get(f"{server}/ok", timeout=10)
+        assert len(_operations(recorded)) == before + 1, point
 
 
 def _failure(url: str) -> Any:

@@ -169,9 +169,10 @@ def test_settings_are_remembered_without_secrets(tmp_path: Path) -> None:
     assert state.remembered_settings(local, other) == {"A": "b"}
 
 
-def test_endpoint_with_credentials_is_not_remembered(tmp_path: Path) -> None:
-    """Credentials in an endpoint never come to the disk."""
-    environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://user:secret@localhost"}
+@pytest.mark.parametrize("secret", ["user:secret@localhost", "localhost/?api-key=secret"])
+def test_endpoint_with_credentials_is_not_remembered(tmp_path: Path, secret: str) -> None:
+    """Credentials in an endpoint, as a key in its query, never come to the disk."""
+    environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{secret}"}
     room = state.room(tmp_path, destination(environ), 7)
     state.remember_settings(room, environ)
     assert list(room.iterdir()) == []

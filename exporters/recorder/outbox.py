@@ -148,10 +148,8 @@ class Outbox:
         if last - first == len(numbers) - 1:  # a burst: none between them is another's
             self._link.execute(_MARK + "between ? and ?", (state, first, last))
         else:
-            self._link.execute(
-                _MARK + "in (select value from json_each(?))",
-                (state, json.encode(numbers).decode()),
-            )
+            listed = json.encode(numbers).decode()
+            self._link.execute(_MARK + "in (select value from json_each(?))", (state, listed))
 
     def _spans_request(self, items: Sequence[Any]) -> bytes:
         spans = (

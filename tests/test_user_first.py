@@ -1,0 +1,166 @@
+"""Law 1 in odd moments: signals, finalizers, forks, seeds. Each of these broke a job once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stagewatch import safety
+from tests.jobs import Jobs, wait_for
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Jobs:
+    return Jobs(tmp_path)
+
+
+def test_random_numbers_are_the_users(jobs: Jobs) -> None:
+    """Ids come from a source of our own: a seeded job draws what it draws without us."""
+    script = """
+        import random, stagewatch
+        random.seed(0)
+        with stagewatch.stage("a"):
+            print(random.random())
+        random.seed(0)
+        with stagewatch.stage("b"):
+            print(random.random())
+    """
+    bare = subprocess.run(
+        [sys.executable, jobs.script(script)], capture_output=True, text=True, check=True
+    )
+    assert jobs.run(script).stdout == bare.stdout
+    (run,) = jobs.runs()
+    assert jobs.tree(run) == [{"a": []}, {"b": []}]
+
+
+def test_timeouts_of_signal_handlers_arrive(jobs: Jobs) -> None:
+    """An exception that a signal handler raises inside our code is not swallowed."""
+    result = jobs.run(
+        """
+        import signal, time
+        import pandas as pd
+
+        class SoftTimeLimit(Exception): ...
+
+        def handler(*_): raise SoftTimeLimit
+
+        signal.signal(signal.SIGALRM, handler)
+        frame = pd.DataFrame({"a": [1.0]})
+        lost = 0
+        for _ in range(150):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.002)
+                end = time.monotonic() + 2
+                while time.monotonic() < end:
+                    frame.fillna(0)
+                lost += 1
+            except SoftTimeLimit:
+                pass
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        print("lost", lost)
+        """
+    )
+    assert result.stdout == "lost 0\n", result.stderr
+    assert len(jobs.runs()) == 1
+
+
+def test_finalizers_that_record_while_we_do(tmp_path: Path) -> None:
+    """The collector may run a finalizer, which rolls the journal, in the middle of an append."""
+    script = tmp_path / "job.py"
+    script.write_text(
+        """
+import gc, sys
+from pathlib import Path
+from stagewatch.exporters.journal import JournalWriter, new_key
+from stagewatch.records import NameDefined
+journal = JournalWriter(Path(sys.argv[1]), new_key(), max_bytes=1 << 30)
+armed = []
+
+class Final:
+    def __del__(self):
+        if armed:
+            armed.pop()
+            journal.append(NameDefined(1, "y" * (journal._limit - journal._at)))
+
+class Indexed:
+    def __getitem__(self, _):
+        journal.append(NameDefined(2, "x" * 200))
+
+indexed, low, high = Indexed(), 1, 2
+gc.set_threshold(1)
+for _ in range(300):
+    final = Final()
+    final.me = final
+    del final
+    armed[:] = [1]
+    indexed[low:high]
+print("survived")
+"""
+    )
+    done = subprocess.run(
+        [sys.executable, script, tmp_path], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "survived\n"), done.stderr
+
+
+def test_fork_without_room_for_a_journal(jobs: Jobs) -> None:
+    """A child that can make no journal records nothing, least of all into its parent's."""
+    result = jobs.run(
+        """
+        import os, resource
+        from opentelemetry import trace
+        tracer = trace.get_tracer("mine")
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, 64))
+        if os.fork() == 0:
+            for _ in range(100):
+                with tracer.start_as_current_span("child"): pass
+            os._exit(0)
+        os.wait()
+        with tracer.start_as_current_span("parent"): pass
+        """
+    )
+    assert result.returncode == 0, result.stderr
+    (run,) = jobs.runs()
+    wait_for(lambda: {"parent": []} in jobs.tree(run))
+    assert jobs.tree(run) == [{"parent": []}]
+
+
+def test_observable_callbacks_are_not_called(jobs: Jobs) -> None:
+    """They are the user's code, and would run in the middle of the job."""
+    result = jobs.run(
+        """
+        from opentelemetry import metrics
+        metrics.get_meter("m").create_observable_gauge("g", [lambda _: print("called") or []])
+        """
+    )
+    assert result.stdout == ""
+
+
+def test_file_names_that_are_no_text(jobs: Jobs) -> None:
+    """A lone surrogate costs a character, not the span."""
+    result = jobs.run(
+        """
+        from opentelemetry import trace
+        with trace.get_tracer("mine").start_as_current_span("s", attributes={"f": "x\\udcff.csv"}):
+            pass
+        """
+    )
+    assert result.stderr == ""
+    (run,) = jobs.runs()
+    assert jobs.tree(run) == [{"s": []}]
+
+
+@pytest.mark.internal_errors
+def test_our_errors_are_swallowed_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """One line per place, without the message, which may hold a value."""
+    before = safety.swallowed
+    for _ in range(3):
+        with safety.guarded:
+            raise ValueError("hunter2")
+    assert safety.swallowed == before + 3
+    assert caplog.text.count("stagewatch failed (ValueError") == 1
+    assert "hunter2" not in caplog.text

@@ -101,7 +101,9 @@ def open_run() -> None:
     from stagewatch.exporters import logs, metrics
 
     metrics.install(journal, resource)
-    logs.install(journal, resource, os.environ)
+    prepared = lifecycle.prepare()
+    messages = prepared is not None and prepared.config.settings.exception_messages
+    logs.install(journal, resource, os.environ, messages=messages)
 
 
 def _resource(pipeline: str) -> Any:

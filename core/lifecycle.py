@@ -188,6 +188,7 @@ def _begin(opened: Opened) -> None:
     )
     tracing.before_stage_ends[:] = [throughput.attributes, errors.attributes]
     tracing.after_stage_ended[:] = [_collect_metrics]
+    tracing.innermost.set(recording.active)
     _set_default_context(opened.run.context)
 
 
@@ -354,6 +355,8 @@ def _forked() -> None:
     opened.spans.attach(opened.journal)
     # The tracer is the parent's: asking for one takes a lock that another thread may have held.
     recording.start(opened.journal, opened.run, tracer, opened.settings.span_threshold)
+    if not isinstance(tracing.innermost.get(), tracing.OpenStage):
+        tracing.innermost.set(recording.active)
 
 
 def _exiting() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -19,7 +19,7 @@ from stagewatch.model import Dataset
 from stagewatch.recording import OperationTally, Recording
 from stagewatch.records import NAME_MASK
 from stagewatch.safety import report
-from stagewatch.tracing import add_records, current_stage, detach, inner_stage, on_activity
+from stagewatch.tracing import add_records, current_stage, detach, innermost, on_activity
 
 _clock = time.time_ns
 _ticks = time.monotonic_ns
@@ -156,7 +156,10 @@ def fold(call: Call, rows_in: int, rows_out: int) -> None:
         return
     call.operation[0] = 0
     try:
-        tallies = (inner_stage.get() or current_stage() or recording).operations  # type: ignore[union-attr]
+        scope: Any = innermost.get()
+        if scope is not recording and (scope is None or scope.recording is not recording):
+            scope = _scope(recording)  # type: ignore[arg-type]
+        tallies = scope.operations
         tally = tallies.get(call.kind.name)
         if tally is None:
             tally = _new_tally(recording, call.kind.name)  # type: ignore[arg-type]
@@ -222,6 +225,18 @@ def end(
             touch(dataset)
     except Exception as fault:
         report(fault)
+
+
+def _scope(recording: Recording) -> Any:
+    """What has the tallies: stage or recording; for a stage of before a fork, its namesake."""
+    stage = current_stage()
+    if stage is None:
+        return recording
+    return stage if stage.recording is recording else _Namesake(recording.operations_of(stage.name))
+
+
+class _Namesake(NamedTuple):
+    operations: dict[str, OperationTally]
 
 
 def _stage_name() -> str:

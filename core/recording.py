@@ -280,6 +280,7 @@ class Recording:
         self.folded: dict[str, StageTally] = {}
         self.without_stage = Counts()
         self.run_cell = sink.run_cell()
+        self.recording = self
 
     def operations_of(self, stage: str) -> dict[str, OperationTally]:
         """Tallies of one stage by the operation's name."""

@@ -30,8 +30,9 @@ FULL_SPANS = 100
 
 _STAGE_KEY = otel_context.create_key("stagewatch-stage")
 """Where the current stage is in an OpenTelemetry context, which pools hand on to their threads."""
-inner_stage: ContextVar[OpenStage | None] = ContextVar("stagewatch-stage", default=None)
-"""The same, one call away; None also where only the OpenTelemetry context knows it."""
+innermost: ContextVar[OpenStage | Recording | None] = ContextVar("stagewatch", default=None)
+"""The same, one call away; the recording where no stage is open, None where only the OpenTelemetry
+context knows."""
 _get_current = otel_context.get_current
 _clock = time.time_ns
 _ticks = time.monotonic_ns
@@ -63,6 +64,7 @@ class OpenStage:
     __slots__ = (
         "name",
         "operations",
+        "recording",
         "_active",
         "_cell",
         "_context",
@@ -70,7 +72,6 @@ class OpenStage:
         "_cpu",
         "_folded",
         "_is_over",
-        "_recording",
         "_resumed",
         "_span",
         "_start",
@@ -83,7 +84,7 @@ class OpenStage:
         self, recording: Recording, name: str, attributes: Mapping[str, AttributeValue] | None
     ) -> None:
         self.name = name
-        self._recording = recording
+        self.recording = recording
         self._counts = Counts()
         self._active = 0
         self._is_over = False
@@ -102,12 +103,12 @@ class OpenStage:
             context = self._open_span(context, attributes)
         self._context = otel_context.set_value(_STAGE_KEY, self, context)
         self._started = self._resumed = _ticks()
-        self._token: Any = (otel_context.attach(self._context), inner_stage.set(self))
+        self._token: Any = (otel_context.attach(self._context), innermost.set(self))
 
     def _open_span(
         self, context: otel_context.Context, attributes: Mapping[str, AttributeValue] | None
     ) -> otel_context.Context:
-        recording, run = self._recording, self._recording.run
+        recording, run = self.recording, self.recording.run
         parent = trace.get_current_span(context).get_span_context()
         if not parent.is_valid:  # a thread that was started around every hook
             parent = run.span
@@ -165,7 +166,7 @@ class OpenStage:
         recording = state.active
         if recording is None:
             return
-        if recording is not self._recording or self._is_over:
+        if recording is not self.recording or self._is_over:
             recording.folded_stage(self.name).add_counts(in_, out, rejected, retries)
             return
         with recording.lock:
@@ -187,7 +188,7 @@ class OpenStage:
             context = trace.set_span_in_context(self._span) if self._span else None
             self._token = (
                 otel_context.attach(otel_context.set_value(_STAGE_KEY, self, context)),
-                inner_stage.set(self),
+                innermost.set(self),
             )
 
     def leave(
@@ -201,7 +202,7 @@ class OpenStage:
         try:
             self.suspend()
             self._is_over = True
-            if self._recording is state.active:
+            if self.recording is state.active:
                 self._end(error, frame_rows_in, frame_rows_out)
         except Exception as fault:
             report(fault)
@@ -209,7 +210,7 @@ class OpenStage:
     def _end(
         self, error: BaseException | None, frame_rows_in: int | None, frame_rows_out: int | None
     ) -> None:
-        recording, counts, span = self._recording, self._counts, self._span
+        recording, counts, span = self.recording, self._counts, self._span
         usage = resource.getrusage(resource.RUSAGE_SELF)
         end = self._start + _ticks() - self._started
         outcome, error_type = verdict(error)
@@ -255,7 +256,7 @@ class OpenStage:
             self._cell.store(self._span.get_span_context().span_id, *self._counts.fields())
 
     def _hide(self) -> None:
-        recording = self._recording
+        recording = self.recording
         if self._cell is not None:
             with recording.lock:
                 recording.sink.release(self._cell)
@@ -300,8 +301,12 @@ def enter(name: str, attributes: Mapping[str, AttributeValue] | None = None) -> 
 
 def current_stage() -> OpenStage | None:
     """The innermost stage of this thread or task, if any."""
-    stage = inner_stage.get() or _get_current().get(_STAGE_KEY)
-    return stage if isinstance(stage, OpenStage) else None
+    found: object = innermost.get()
+    if found is not None and found is state.active:
+        return None
+    if not isinstance(found, OpenStage):
+        found = _get_current().get(_STAGE_KEY)
+    return found if isinstance(found, OpenStage) else None
 
 
 def add_records(in_: int | None = None, out: int | None = None, rejected: int = 0) -> None:

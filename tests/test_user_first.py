@@ -129,6 +129,34 @@ def test_fork_without_room_for_a_journal(jobs: Jobs) -> None:
     assert jobs.tree(run) == [{"parent": []}]
 
 
+def test_fork_inside_a_stage_counts_each_call_once(jobs: Jobs) -> None:
+    """A child's folded calls are counted in its own page, not in its parent's."""
+    jobs.run(
+        """
+        import os, stagewatch
+        import pandas as pd
+        frame = pd.DataFrame({"a": range(10)})
+        with stagewatch.stage("clean"):
+            for _ in range(10): frame.fillna(0)
+            if os.fork() == 0:
+                for _ in range(50): frame.fillna(0)
+                os._exit(0)
+            os.wait()
+            for _ in range(5): frame.fillna(0)
+        for _ in range(3): frame.fillna(0)
+        """,
+        STAGEWATCH_SPAN_THRESHOLD="60s",
+    )
+    (run,) = jobs.runs()
+
+    def counted() -> bool:
+        with jobs.history() as history:
+            calls = {op.stage: op.calls for op in history.operations(run.run_id)}
+        return calls == {"clean": 65, "": 3}
+
+    wait_for(counted)
+
+
 def test_observable_callbacks_are_not_called(jobs: Jobs) -> None:
     """They are the user's code, and would run in the middle of the job."""
     result = jobs.run(

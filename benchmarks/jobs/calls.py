@@ -10,7 +10,7 @@ what, argument = sys.argv[1], (sys.argv[2] if len(sys.argv) > 2 else "")
 if what == "fill":
     import pandas as pd
 
-    frame = pd.DataFrame({"a": range(10), "b": [1.0, None] * 5})
+    frame = pd.DataFrame({"a": range(10)})  # the cheapest there is: 9 to 14 µs
 
     def work(size):
         for _ in range(size):

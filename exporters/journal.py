@@ -119,36 +119,41 @@ class JournalWriter:
         with self.lock:  # not acquire() and try: a signal handler may raise between the two
             self._depth += 1
             try:
-                self._write(body, size, checksum)
+                # Signal handlers and finalizers may append, and even roll, in the middle of this.
+                # The place is taken before anything else can run, and a segment that was left
+                # stays mapped until the outermost append is over.
+                at = self._at
+                end = at + 8 + size
+                while end > self._limit:
+                    if not self._make_room(size):
+                        return
+                    at = self._at
+                    end = at + 8 + size
+                buffer = self._buffer
+                self._at = end
+                if self._copy_on_write:
+                    self._write_through(body, at, end, checksum)
+                    return
+                buffer[at + 8 : end] = body
+                _pack_frame(buffer, at, size, checksum)
+                self._position_word[0] = self._position = self._position + 8 + size
             finally:
                 self._depth -= 1
                 if self._retired and not self._depth:
                     self._close_retired()
 
-    def _write(self, body: bytes, size: int, checksum: int) -> None:
-        # Signal handlers and finalizers may append, and even roll, in the middle of this. The place
-        # is taken before anything else can run, and a segment that was left stays mapped until the
-        # outermost append is over.
-        at = self._at
-        end = at + 8 + size
-        while end > self._limit:
-            if not self._make_room(size):
-                return
-            at = self._at
-            end = at + 8 + size
-        memory, buffer = self._memory, self._buffer
-        self._at = end
-        buffer[at + 8 : end] = body
-        _pack_frame(buffer, at, size, checksum)
-        if self._copy_on_write and not memory.publish(at, end):
+    def _write_through(self, body: bytes, at: int, end: int, checksum: int) -> None:
+        """Where a store into the buffer is not yet one into the file."""
+        memory = self._memory
+        memory.buffer[at + 8 : end] = body
+        _pack_frame(memory.buffer, at, len(body), checksum)
+        if not memory.publish(at, end):
             if self._at == end:
                 self._at = at
             self.drop(Words.DROPPED_DISK)
             return
-        self._position += 8 + size
-        self._position_word[0] = self._position
-        if self._copy_on_write:
-            self.page.set(Words.JOURNAL_POSITION, self._position)
+        self._position += end - at
+        self.page.set(Words.JOURNAL_POSITION, self._position)
 
     def _close_retired(self) -> None:
         retired, self._retired = self._retired, []

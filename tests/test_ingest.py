@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from stagewatch import semconv
+from stagewatch.database import connect
 from stagewatch.exporters.page import Words
 from stagewatch.exporters.recorder.ingest import CLOSED, Intake, open_intake
 from stagewatch.history import SpanRow, open_history
 from stagewatch.model import Outcome, Pipeline, Role, Schedule, Sla
 from stagewatch.records import MetricsCollected, OperationEnded, RunExiting, ScopeDefined, decode
 from tests import scenes
+from tests.jobs import wait_for
 from tests.scenes import FAILED, OK, SECOND, START, Job, environment
 
 KILLED = signal.SIGKILL.value
@@ -458,26 +459,27 @@ print("done")
 """
 
 
+def _position(state: Path) -> int:
+    """How far the only journal has been taken in; 0 before anything was."""
+    try:
+        with closing(connect(state, readonly=True)) as link:
+            return int(link.execute("select max(offset) from journal").fetchone()[0] or 0)
+    except sqlite3.Error:
+        return 0
+
+
 def test_killed_at_any_moment_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
     """SIGKILLs in the middle of taking in: rows, sums and totals agree with the position."""
     limit = 1500
     root = str(Path(__file__).parent.parent)
-    kills = 0
     command = [sys.executable, "-c", _TAKER, str(tmp_path), str(limit), root]
-    until = time.monotonic() + 60
-    while time.monotonic() < until:
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            try:
-                assert process.stdout is not None
-                out, _ = process.communicate(timeout=0.9 + 0.13 * (kills % 5) if kills < 5 else 60)
-            except subprocess.TimeoutExpired:
-                os.kill(process.pid, signal.SIGKILL)
-                process.communicate(timeout=10)
-                kills += 1
-                continue
-        assert out == "done\n"
-        break
-    assert kills >= 1
+    for kill in range(5):
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+            wait_for(lambda goal=200 * (kill + 1): _position(tmp_path) > goal, timeout=60)
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.stdout == "done\n", done.stderr
     intake = Intake(tmp_path, environment("http://127.0.0.1:1"), sends=False)
     (key, offset), *_ = intake._link.execute("select key, offset from journal").fetchall()
     rounds = offset - 2

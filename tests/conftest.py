@@ -14,6 +14,7 @@ import pytest
 
 from stagewatch import operations, safety, tracing
 from stagewatch.model import Pipeline
+from tests.jobs import Jobs, end_recorders
 from tests.recorded import Clock, Recorded
 
 
@@ -33,6 +34,14 @@ def recorded(tmp_path: Path, clock: Clock) -> Iterator[Recorded]:
     found = Recorded(tmp_path, clock, Pipeline(name="test"))
     yield found
     found.close()
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Iterator[Jobs]:
+    """Real jobs; their recorders, which would wait for a backend long gone, end with the test."""
+    found = Jobs(tmp_path)
+    yield found
+    end_recorders(found)
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,6 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,11 +22,6 @@ BURST = """
         with tracer.start_as_current_span("burst"):
             pass
 """
-
-
-@pytest.fixture
-def jobs(tmp_path: Path) -> Jobs:
-    return Jobs(tmp_path)
 
 
 @pytest.fixture(params=["http/protobuf", "grpc"])

@@ -12,12 +12,6 @@ import pytest
 from stagewatch.model import Outcome
 from tests.jobs import Jobs, end_recorders, wait_for
 
-
-@pytest.fixture
-def jobs(tmp_path: Path) -> Jobs:
-    return Jobs(tmp_path)
-
-
 ENDS = [
     ("pass", 0, Outcome.SUCCESS, None),
     ("raise SystemExit(0)", 0, Outcome.SUCCESS, None),

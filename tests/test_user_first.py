@@ -12,11 +12,6 @@ from stagewatch import safety
 from tests.jobs import Jobs, wait_for
 
 
-@pytest.fixture
-def jobs(tmp_path: Path) -> Jobs:
-    return Jobs(tmp_path)
-
-
 def test_random_numbers_are_the_users(jobs: Jobs) -> None:
     """Ids come from a source of our own: a seeded job draws what it draws without us."""
     script = """

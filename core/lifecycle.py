@@ -36,7 +36,7 @@ from stagewatch.exporters.journal import (
 )
 from stagewatch.exporters.page import PageReader, Words
 from stagewatch.exporters.recorder import start as recorder_start
-from stagewatch.exporters.spans import SpanWriter
+from stagewatch.exporters.spans import SpanWriter, plain
 from stagewatch.model import Outcome, Pipeline
 from stagewatch.processors import errors, throughput
 from stagewatch.recording import Run
@@ -408,7 +408,7 @@ def _run_exiting(opened: Opened) -> RunExiting:
         error_message=message,
         error_place=failures.error_place(error) if error is not None else None,
         exit_code=None if outcome is Outcome.SUCCESS else 1,
-        attributes=dict(attributes),
+        attributes=plain(redaction.attributes(attributes)),
         cpu_seconds=max(0.0, usage.ru_utime + usage.ru_stime - opened.cpu_before),
         memory_peak=usage.ru_maxrss * 1024,
     )

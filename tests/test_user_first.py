@@ -163,6 +163,24 @@ def test_observable_callbacks_are_not_called(jobs: Jobs) -> None:
     assert result.stdout == ""
 
 
+def test_attributes_of_the_runs_span(jobs: Jobs) -> None:
+    """What the user sets on the run's own span is cleaned, and odd values do not cost the end."""
+    jobs.run(
+        """
+        import numpy
+        from opentelemetry import trace
+        span = trace.get_current_span()
+        span.set_attribute("url.full", "http://u:hunter2@h/?token=hunter2")
+        span.set_attribute("ratio", numpy.float64(0.5))
+        raise KeyError("x")
+        """
+    )
+    (run,) = jobs.runs()
+    assert run.error_type == "KeyError"
+    for path in jobs.state.rglob("*"):
+        assert not path.is_file() or b"hunter2" not in path.read_bytes(), path
+
+
 def test_file_names_that_are_no_text(jobs: Jobs) -> None:
     """A lone surrogate costs a character, not the span."""
     result = jobs.run(

@@ -79,6 +79,15 @@ class Settings(Struct, frozen=True, kw_only=True):
     recorder_idle: Annotated[
         float, _setting("duration", "How long the recorder stays when nothing runs.")
     ] = 30.0
+    watch_interval: Annotated[
+        float, _setting("duration", "How often the recorder looks at running jobs.")
+    ] = 1.0
+    stuck_after: Annotated[
+        float, _setting("duration", "How long a run may show no sign of life; then it is stuck.")
+    ] = 600.0
+    stuck_stack: Annotated[
+        bool, _setting("switch", "Take the Python stack of a stuck run, if py-spy is installed.")
+    ] = False
     retention_details: Annotated[
         float, _setting("duration", "Age at which details leave the history.")
     ] = 30 * 86400.0

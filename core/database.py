@@ -14,7 +14,7 @@ from typing import Final
 from stagewatch.model import Role
 
 FILE: Final = "history.db"
-VERSION: Final = 1
+VERSION: Final = 2
 
 PENDING, SENT, HELD, KEPT, REJECTED, LOCAL = range(6)
 """States of a span: to be sent; sent; a detail that waits for its run's outcome; one that was not
@@ -93,6 +93,18 @@ create table log(
 create index log_destination on log(destination);
 """
 
+_MIGRATIONS: Final = {
+    1: """
+alter table run add column last_stage text;
+alter table run add column last_operation text;
+create table live(run integer primary key, state blob not null);
+create table notice(
+    run int not null, name text not null, key text not null, at int not null,
+    attributes blob not null, primary key(run, name, key)) without rowid;
+"""
+}
+"""What brings a file of a version to the next."""
+
 WAITING: Final = {
     "traces": (f"span where destination = ? and state = {PENDING}",),
     "metrics": (
@@ -156,17 +168,24 @@ def _migrate(link: sqlite3.Connection) -> None:
                 f"this one knows {VERSION})"
             )
         if version == 0:
-            for statement in _SCHEMA.split(";\n"):
-                link.execute(statement)
+            _run(link, _SCHEMA)
+            version = 1
             link.executemany(
                 "insert into meta values(?, ?)",
                 [("instance", uuid.uuid4().hex), ("born", str(time.time_ns()))],
             )
+        for step in range(version, VERSION):
+            _run(link, _MIGRATIONS[step])
         link.execute(f"pragma user_version={VERSION}")
         link.execute("commit")
     except BaseException:
         link.execute("rollback")
         raise
+
+
+def _run(link: sqlite3.Connection, statements: str) -> None:
+    for statement in statements.split(";\n"):
+        link.execute(statement)
 
 
 def _wait_for(link: sqlite3.Connection, statement: str) -> None:

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from stagewatch import measures
 from stagewatch.database import PENDING, ROLES, STATES, WAITING, connect, transaction
-from stagewatch.model import Dataset, Operation, Outcome, Role, Run, Stage
+from stagewatch.model import Dataset, Live, Notice, Operation, Outcome, Role, Run, Stage
 from stagewatch.records import Attributes, SpanEnded, decode
 
 _RUN_COLUMNS: Final = tuple(Run.__struct_fields__)
@@ -94,6 +94,32 @@ class History:
             raise LookupError(f'"{prefix}" is the beginning of several runs: {some} …')
         last = ", ".join(run.run_id[:8] for run in self.runs(limit=3))
         raise LookupError(f'no run "{prefix}"' + (f"; the last ones are {last}" if last else ""))
+
+    def active(self) -> list[Run]:
+        """Runs under way, oldest first."""
+        rows = self.link.execute(
+            f"select {', '.join(_RUN_COLUMNS)} from run where end is null and {_KNOWN} "
+            "order by start"
+        )
+        return [_run(row) for row in rows]
+
+    def live(self, run_id: str) -> Live | None:
+        """What its recorder saw of a run under way; None of one that is over or very young."""
+        from msgspec.msgpack import decode as unpack
+
+        for row in self._of_run("live", ("state",), run_id, ""):
+            return unpack(row["state"], type=Live)
+        return None
+
+    def notices(self, run_id: str) -> list[Notice]:
+        """What was said of the run while it ran, in that order."""
+        from msgspec.msgpack import decode as unpack
+
+        rows = self._of_run("notice", ("at", "name", "attributes"), run_id, "order by at, key")
+        return [
+            Notice(at=row["at"], name=row["name"], attributes=unpack(row["attributes"]))
+            for row in rows
+        ]
 
     def stages(self, run_id: str) -> list[Stage]:
         """In the order of their first calls; what belongs to no stage is not among them."""
@@ -281,7 +307,7 @@ class History:
     def _forget_runs(self, runs: list[int]) -> None:
         marks = ", ".join("?" * len(runs))
         with transaction(self.link):
-            for table in ("stage", "operation", "dataset"):
+            for table in ("stage", "operation", "dataset", "live", "notice"):
                 self.link.execute(f"delete from {table} where run in ({marks})", runs)
             self.link.execute(f"delete from run where id in ({marks})", runs)
 

@@ -1,14 +1,17 @@
 """What the figures mean: pure functions, the same for the live view and for the history.
 
-Times are nanoseconds since the epoch, durations seconds. Nothing here reads a clock or keeps
-state. What a job rarely needs is imported where it is used: every millisecond of a start counts.
+Times are nanoseconds since the epoch, durations seconds. Nothing here keeps state, and nothing but
+`uptime` reads a clock. What a job rarely needs is imported where it is used: every millisecond of a
+start counts.
 """
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator
 from math import ceil, floor
+from time import clock_gettime_ns
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 
 SECOND = 1_000_000_000
 
+_UPTIME_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
 MAX_TICKS = 200
 """So many ticks back are looked at for an unmet one (60 µs each, while a job is starting)."""
 
@@ -26,6 +31,12 @@ DURATION_BUCKETS = (
     60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0, 14400.0, 43200.0, 86400.0,
 )  # fmt: skip
 """Upper bounds, inclusive, in seconds: 10 ms … 24 h."""
+
+
+def uptime() -> int:
+    """Nanoseconds since boot, suspended time included: the same clock for all processes of a host,
+    which nobody sets. Without such a clock (macOS) the monotonic one."""
+    return clock_gettime_ns(_UPTIME_CLOCK)
 
 
 def throughput(

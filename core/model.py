@@ -8,7 +8,7 @@ durations seconds, unless a name says otherwise.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 from msgspec import Meta, Struct, field
 
@@ -171,6 +171,80 @@ class Run(Struct, frozen=True, kw_only=True):
     wait_status: int | None = None
     """As ``wait(2)`` gives it; None where the kernel could not be asked."""
     parent_run_id: str | None = None
+    last_stage: str | None = None
+    """Innermost stage it was in, if its process died in one."""
+    last_operation: str | None = None
+
+
+class Doing(StrEnum):
+    """What a run that is under way is doing."""
+
+    RUNNING = "running"
+    WAITING = "waiting"
+    """Nothing moves, but an operation is open, or it waits for a socket or a child."""
+    STUCK = "stuck"
+    """Nothing moves, and nothing says why."""
+
+
+class LiveStage(Struct, frozen=True, kw_only=True):
+    """One open stage of a run under way."""
+
+    name: str
+    span_id: bytes
+    parent_span_id: bytes
+    start: int
+    pid: int
+    operation: str | None = None
+    """Open in the thread whose innermost stage this is."""
+    operation_start: int | None = None
+    records_in: int | None = None
+    records_out: int | None = None
+    records_rejected: int = 0
+    throughput: float | None = None
+    """Records per second, over the last 60 s."""
+    cpu_seconds: float | None = None
+    """Of its process since it began, as seen from outside."""
+    memory_peak: int | None = None
+    expected_records: int | None = None
+    """As declared."""
+
+
+class Live(Struct, frozen=True, kw_only=True):
+    """A run under way, as its recorder saw it last."""
+
+    at: int
+    doing: Doing = Doing.RUNNING
+    since: int = 0
+    """When it last moved: recorded anything, or used CPU or I/O."""
+    stages: tuple[LiveStage, ...] = ()
+    """Open ones of all its processes, by their start."""
+    operation: str | None = None
+    """Open where no stage is."""
+    operation_start: int | None = None
+    progress: float | None = None
+    """0 … 1: of the expected records, else of the usual duration."""
+    estimated_end: int | None = None
+    throughput: float | None = None
+    """Of the run, records per second over the last 60 s."""
+    cpu_seconds: float | None = None
+    """Of its processes and their children, so far."""
+    cpu_share: float | None = None
+    """Cores they use just now."""
+    memory: int | None = None
+    """Resident bytes of all its processes now."""
+    memory_peak: int | None = None
+    processes: int = 1
+    threads: int | None = None
+    read_bytes: int | None = None
+    written_bytes: int | None = None
+
+
+class Notice(Struct, frozen=True, kw_only=True):
+    """Something that was said of a run while it ran: `semconv.RUN_LATE` and the like."""
+
+    at: int
+    name: str
+    attributes: dict[str, Any]
 
 
 class Stage(Struct, frozen=True, kw_only=True):

@@ -44,6 +44,10 @@ class ProcessStarted(Struct, array_like=True, tag="P", frozen=True, gc=False):
     """The user opted in to exception messages: they are raw, and may be exported."""
     spans_elsewhere: bool = False
     """Another distribution's SDK exports the spans that end in this process: keep, do not send."""
+    uptime: int = 0
+    """`stagewatch.measures.uptime` at *start*: durations do not follow steps of the clock."""
+    oom_kills: dict[str, int] = {}
+    """Counters of out-of-memory kills at the start, by where they stand (a cgroup, ``vmstat``)."""
 
 
 class RunStarted(Struct, array_like=True, tag="R", frozen=True, gc=False):
@@ -72,6 +76,8 @@ class RunStarted(Struct, array_like=True, tag="R", frozen=True, gc=False):
     declared: Pipeline | None = None
     """Schedule, SLA and what else is declared: where *scheduled* and *deadline* are None the
     recorder works them out."""
+    uptime: int = 0
+    """`stagewatch.measures.uptime` at *start*."""
 
 
 class RunExiting(Struct, array_like=True, tag="X", frozen=True, gc=False):
@@ -88,6 +94,9 @@ class RunExiting(Struct, array_like=True, tag="X", frozen=True, gc=False):
     """What the user added to the run's span."""
     cpu_seconds: float = 0.0
     memory_peak: int = 0
+    uptime: int = 0
+    """`stagewatch.measures.uptime` at *end*; where it is known, it and not *end* gives the
+    duration."""
 
 
 class StageStarted(Struct, array_like=True, tag="B", frozen=True, gc=False):

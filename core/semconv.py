@@ -50,6 +50,32 @@ RUN_DETAILS_CUT: Final = "stagewatch.run.details_cut"
 ERROR_PLACE: Final = "stagewatch.error.place"
 """File, line and function where the exception was raised, in the user's code if it went through."""
 
+RUN_STAGE: Final = "pipeline.run.stage"
+"""Stage the run was in, when something was said of it while it ran, or when its process died."""
+RUN_OPERATION: Final = "pipeline.run.operation"
+"""Operation that was open then."""
+ESCALATION: Final = "pipeline.run.escalation"
+"""Severity of the escalation step that a late run has reached."""
+PROCESS_PID: Final = "process.pid"
+STACKTRACE: Final = "code.stacktrace"
+"""Of a run that is stuck, where the user asked for it; taken from outside."""
+
+# --- what is said of a run while it runs: names of short spans, events and log records ----------
+
+RUN_STARTED: Final = "run started"
+RUN_LATE: Final = "run late"
+RUN_STUCK: Final = "run stuck"
+RUN_RESUMED: Final = "run resumed"
+"""It had been stuck."""
+STAGE_LATE: Final = "stage late"
+"""Beyond its declared maximum duration."""
+STAGE_SLOW: Final = "stage slow"
+"""Below its declared minimum throughput."""
+PROCESS_DIED: Final = "process died"
+"""One that belonged to the run, but was not the one that opened it: a worker of a pool."""
+TELEMETRY_GAP: Final = "telemetry gap"
+"""Nobody watched for a while: recorder and keeper were both dead."""
+
 # --- span attributes: stage -------------------------------------------------------------------
 
 STAGE_NAME: Final = "pipeline.stage.name"
@@ -231,6 +257,18 @@ HEARTBEAT: Final = Metric(
 )
 LAST_ACTIVITY: Final = Metric(
     "pipeline.run.last_activity.timestamp", "gauge", "s", "When a run last recorded anything."
+)
+PROGRESS: Final = Metric(
+    "pipeline.run.progress",
+    "gauge",
+    "1",
+    "Share of the expected records, else of the usual duration, that a run has behind it.",
+)
+ESTIMATED_END: Final = Metric(
+    "pipeline.run.estimated_end.timestamp",
+    "gauge",
+    "s",
+    "When the run under way will end, judged by past runs.",
 )
 STAGE_CPU: Final = Metric(
     "pipeline.stage.cpu.time", "counter", "s", "CPU time while a stage ran.", (STAGE_NAME,)

@@ -11,6 +11,7 @@ from typing import Any
 from stagewatch import records, semconv
 from stagewatch.exporters.page import SIZE, PageReader, PageWriter
 from stagewatch.exporters.recorder.ingest import Intake
+from stagewatch.exporters.recorder.outcome import Death
 
 SECOND = 1_000_000_000
 START = 1_795_262_400 * SECOND
@@ -181,7 +182,7 @@ class Job:
     def dies(self, status: int | None = OK, at: float | None = None) -> None:
         """The process is dead, and its journal is closed."""
         died_at = None if at is None else self.start + round(at * SECOND)
-        self.intake.close(self.key, status, self.read_page(), died_at=died_at)
+        self.intake.close(self.key, self.read_page(), Death(status, died_at))
 
     def read_page(self) -> PageReader | None:
         """The page as a recorder reads it."""

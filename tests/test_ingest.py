@@ -17,6 +17,8 @@ from stagewatch import semconv
 from stagewatch.database import connect
 from stagewatch.exporters.page import Words
 from stagewatch.exporters.recorder.ingest import CLOSED, Intake, open_intake
+from stagewatch.exporters.recorder.outcome import Death
+from stagewatch.exporters.recorder.vitals import Sighting
 from stagewatch.history import SpanRow, open_history
 from stagewatch.model import Outcome, Pipeline, Role, Schedule, Sla
 from stagewatch.records import MetricsCollected, OperationEnded, RunExiting, ScopeDefined, decode
@@ -217,7 +219,7 @@ def _scope(number: int) -> ScopeDefined:
 def test_a_journal_without_its_first_record_harms_nobody(tmp_path: Path, intake: Intake) -> None:
     """Nobody knows whose its records are: they are counted as dropped."""
     intake.take("1.1.x", [OperationEnded("r", "", "x", 1, 1, 1)], 0, 10)
-    intake.close("1.1.x", OK, None, died_at=None)
+    intake.close("1.1.x", None, Death(OK))
     assert intake.resume("1.1.x") == CLOSED
     with open_history(tmp_path, readonly=True) as history:
         assert history.runs() == []
@@ -364,7 +366,7 @@ def test_ticks_show_that_a_run_is_alive_and_late(tmp_path: Path, intake: Intake)
     job.page().set(Words.LAST_ACTIVITY, START + 80 * SECOND)
     page = job.read_page()
     assert page is not None
-    intake.tick({job.key: page}, START + 90 * SECOND)
+    intake.tick({job.key: Sighting(page)}, START + 90 * SECOND)
     with open_history(tmp_path, readonly=True) as history:
         values = {
             name: list(history.counters(name).values())
@@ -394,7 +396,7 @@ def test_ticks_show_records_so_far_and_their_rate(tmp_path: Path, intake: Intake
         cell.store(number, 0, out, 5, 0, 2)
         read = job.read_page()
         assert read is not None
-        intake.tick({job.key: read}, START + second * SECOND)
+        intake.tick({job.key: Sighting(read)}, START + second * SECOND)
         with open_history(tmp_path, readonly=True) as history:
             shown = history.counters(semconv.THROUGHPUT.name)
             run = history.run(job.run)
@@ -494,7 +496,7 @@ def test_killed_at_any_moment_nothing_is_lost_or_doubled(tmp_path: Path) -> None
         assert set(records.values()) == {rounds}
         recorded = history.counters("stagewatch.telemetry.recorded")
         assert sum(recorded.values()) == 2 * rounds
-    intake.close(key, KILLED, None, died_at=START + SECOND)
+    intake.close(key, None, Death(KILLED, START + SECOND))
     assert intake.resume(key) == CLOSED
     intake.stop(0.0)
 

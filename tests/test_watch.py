@@ -31,6 +31,8 @@ from stagewatch.exporters.recorder import kernel
 from stagewatch.exporters.recorder.door import Caller, Door, is_key
 from stagewatch.exporters.recorder.follow import Follower
 from stagewatch.exporters.recorder.loop import Recorder
+from stagewatch.exporters.recorder.outcome import Death
+from stagewatch.exporters.recorder.vitals import Sighting
 from stagewatch.exporters.recorder.watch import Watch, journals
 from stagewatch.records import NameDefined, ProcessStarted, Record
 
@@ -57,22 +59,14 @@ class FakeIntake:
         self.taken.setdefault(key, []).extend(records)
         self.positions[key] = (segment, offset)
 
-    def close(
-        self,
-        key: str,
-        wait_status: int | None,
-        page: PageReader | None,
-        *,
-        died_at: int | None,
-        lost_host: bool = False,
-    ) -> None:
+    def close(self, key: str, page: PageReader | None, death: Death) -> None:
         if error := self.fails([]):
             raise error
-        self.closed.append((key, wait_status, lost_host))
-        self.died_at.append(died_at)
+        self.closed.append((key, death.wait_status, death.lost_host))
+        self.died_at.append(death.at)
         self.positions[key] = (-1, -1)
 
-    def tick(self, pages: Mapping[str, PageReader], now: int) -> None: ...
+    def tick(self, sightings: Mapping[str, Sighting], now: int) -> None: ...
 
     def is_busy(self) -> bool:
         return False
@@ -218,14 +212,14 @@ def test_death_by_pidfd(
     watch.greet(Caller(key, os.pidfd_open(pid)))
     assert watch.read()
     assert intake.numbers(key) == [1, 2]
-    assert list(watch.pages()) == [key]
+    assert list(watch.sightings()) == [key]
     ((descriptor, _),) = epoll.poll(10)
     before = time.time_ns()
     watch.died(descriptor)
     os.waitpid(pid, 0)
     assert intake.closed == [(key, 3 << 8, False)]
     assert intake.died_at[0] is not None and intake.died_at[0] >= before
-    assert (left(tmp_path), watch.followers, watch.pages()) == ([], {}, {})
+    assert (left(tmp_path), watch.followers, watch.sightings()) == ([], {}, {})
 
 
 def test_exec_closes_both_journals(
@@ -295,7 +289,7 @@ def test_dead_that_cannot_be_closed_yet(
     watch.died(descriptor)
     os.waitpid(pid, 0)
     assert epoll.poll(0) == []
-    assert (list(watch.followers), watch.pages()) == ([key], {})
+    assert (list(watch.followers), watch.sightings()) == ([key], {})
     intake.fails = lambda records: None
     time.sleep(0.6)
     watch.bury()

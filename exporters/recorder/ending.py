@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from msgspec import Struct
-
 from stagewatch import measures, semconv
 from stagewatch.database import LOCAL, PENDING
 from stagewatch.exporters.page import PageReader, Words
@@ -22,7 +20,7 @@ from stagewatch.exporters.recorder.books import (
 )
 from stagewatch.exporters.recorder.increments import Increment
 from stagewatch.exporters.recorder.live import stage_cell
-from stagewatch.exporters.recorder.outcome import Verdict, judge
+from stagewatch.exporters.recorder.outcome import Death, Verdict, judge
 from stagewatch.exporters.recorder.taking import count_stage
 from stagewatch.measures import SECOND
 from stagewatch.records import ProcessStarted, RunExiting, RunStarted, SpanEnded
@@ -32,15 +30,6 @@ _DROP_REASONS: Final = {
     Words.DROPPED_CAP: "journal_cap",
     Words.DROPPED_ERROR: "error",
 }
-
-
-class Death(Struct, frozen=True):
-    """What is known of a process's end."""
-
-    wait_status: int | None
-    at: int | None
-    """When it was seen, ns; None if it may be long ago."""
-    lost_host: bool = False
 
 
 def end_process(

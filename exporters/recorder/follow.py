@@ -22,6 +22,7 @@ from stagewatch.exporters.journal import (
     segment_path,
 )
 from stagewatch.exporters.page import SIZE, PageReader, Words
+from stagewatch.exporters.recorder.outcome import Death
 from stagewatch.records import ProcessStarted, Record, decode
 
 _logger = logging.getLogger(__name__)
@@ -37,15 +38,7 @@ class Taker(Protocol):
 
     def take(self, key: str, records: list[Record], segment: int, offset: int) -> None: ...
 
-    def close(
-        self,
-        key: str,
-        wait_status: int | None,
-        page: PageReader | None,
-        *,
-        died_at: int | None,
-        lost_host: bool = False,
-    ) -> None: ...
+    def close(self, key: str, page: PageReader | None, death: Death) -> None: ...
 
 
 class Follower:
@@ -107,14 +100,12 @@ class Follower:
             self._learn_start()
         return True
 
-    def close(self, wait_status: int | None, died_at: int | None, lost_host: bool = False) -> bool:
+    def close(self, death: Death) -> bool:
         """The process is dead and read to the end. False if the intake could not; files stay."""
         if self._is_pausing():
             return False
         try:
-            self._intake.close(
-                self.key, wait_status, self.page, died_at=died_at, lost_host=lost_host
-            )
+            self._intake.close(self.key, self.page, death)
         except Exception as error:
             self._pause_after(error)
             return False

@@ -23,11 +23,13 @@ from stagewatch.exporters.recorder.books import (
     open_journals,
     save_journal,
 )
-from stagewatch.exporters.recorder.ending import Death, end_process
+from stagewatch.exporters.recorder.ending import end_process
 from stagewatch.exporters.recorder.live import Live, note_records
+from stagewatch.exporters.recorder.outcome import Death
 from stagewatch.exporters.recorder.sender import Sender
 from stagewatch.exporters.recorder.taking import take
 from stagewatch.exporters.recorder.totals import Totals, is_delta
+from stagewatch.exporters.recorder.vitals import Sighting
 from stagewatch.exporters.state import destination
 from stagewatch.history import History
 from stagewatch.measures import SECOND
@@ -96,26 +98,16 @@ class Intake:
             has_begun = any(one.metric is semconv.RUN_ACTIVE for one in batch.found)
             self._sender.wake(totals=has_begun)
 
-    def close(
-        self,
-        key: str,
-        wait_status: int | None,
-        page: PageReader | None,
-        *,
-        died_at: int | None,
-        lost_host: bool = False,
-    ) -> None:
+    def close(self, key: str, page: PageReader | None, death: Death) -> None:
         """End what the dead process with the journal *key* has left open.
 
-        *died_at* in ns: when its death was seen, None if that may be long ago. Nothing happens
-        the second time.
+        Nothing happens the second time.
         """
         if self.resume(key) == CLOSED:
             return
         journal = self._journal(key)
         with self._changing(key):
             if journal.process is not None:
-                death = Death(wait_status, died_at, lost_host)
                 end_process(self._books, key, journal, journal.process, page, death)
             save_journal(self._books, key, journal, closed=True)
         del self._journals[key]
@@ -130,9 +122,9 @@ class Intake:
         """
         for key in open_journals(self._link, self._books.destination):
             if not any(rooms.glob(f"*/{key}.*")):
-                self.close(key, None, None, died_at=None)
+                self.close(key, None, Death())
 
-    def tick(self, pages: Mapping[str, PageReader], now: int) -> None:
+    def tick(self, sightings: Mapping[str, Sighting], now: int) -> None:
         """Refresh what is known of active runs, every few seconds at most; prune, every hour."""
         if now - self._pruned > _PRUNE_SECONDS * SECOND:
             self._pruned = now
@@ -141,7 +133,9 @@ class Intake:
             return
         self._ticked = now
         alive = [
-            (self._journals[key], page) for key, page in pages.items() if key in self._journals
+            (self._journals[key], sighting.page)
+            for key, sighting in sightings.items()
+            if key in self._journals
         ]
         if not alive:
             return

@@ -95,7 +95,7 @@ class Recorder:
 
     def _tick(self) -> None:
         try:
-            self._intake.tick(self._watch.pages(), time.time_ns())
+            self._intake.tick(self._watch.sightings(), time.time_ns())
         except Exception as error:
             safety.report(error)
 

@@ -8,6 +8,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from stagewatch.exporters.recorder.vitals import Vitals
 from stagewatch.model import Outcome
 from stagewatch.records import RunExiting
 
@@ -18,6 +19,21 @@ class Verdict(Struct, frozen=True):
     outcome: Outcome
     error_type: str | None = None
     """``error.type``: a Python class, or a word from a closed set; None after a success."""
+
+
+class Death(Struct, frozen=True):
+    """What is known of a process's end from outside."""
+
+    wait_status: int | None = None
+    """As ``wait(2)`` gives it; None where it could not be had."""
+    at: int | None = None
+    """When it was seen, ns; None if it may be long ago."""
+    lost_host: bool = False
+    """Another boot of the host has begun since."""
+    oom_killed: bool = False
+    """Its SIGKILL came for want of memory (decision 11)."""
+    vitals: Vitals | None = None
+    """At the last look."""
 
 
 HOST_LOST: Final = Verdict(Outcome.ERROR, "host_lost")

@@ -1,12 +1,10 @@
-"""The recorder's loop: watches processes, takes in their journals, and closes what the dead left.
+"""Watches processes, takes in their journals, and closes what the dead left.
 
-It sleeps on the processes' pidfds and on its socket, and polls the status pages: a look into
-memory. Nothing here knows what records mean; that is the intake's.
+Nothing here knows what records mean; that is the intake's.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import select
 import time
@@ -16,26 +14,19 @@ from typing import Final, Protocol
 
 from stagewatch import safety
 from stagewatch.exporters.journal import boot_id, host_id, pid_namespace
-from stagewatch.exporters.page import PageReader
 from stagewatch.exporters.recorder import kernel
 from stagewatch.exporters.recorder.door import Caller, is_key
 from stagewatch.exporters.recorder.follow import Follower, Taker, remove_files
+from stagewatch.exporters.recorder.outcome import Death
+from stagewatch.exporters.recorder.vitals import Sighting
 
-_logger = logging.getLogger(__name__)
-
-_SHORTEST_NAP: Final = 0.1
-_LONGEST_NAP: Final = 0.5
-_SCAN_SECONDS: Final = 2.0
-_TICK_SECONDS: Final = 1.0
-_PENDING_SECONDS: Final = 24 * 3600.0
-_FLUSH_SECONDS: Final = 5.0
 _ORPHAN_SECONDS: Final = 60.0
 
 
 class Intake(Taker, Protocol):
     """What becomes of the records: see `stagewatch.exporters.recorder.ingest`."""
 
-    def tick(self, pages: Mapping[str, PageReader], now: int) -> None: ...
+    def tick(self, sightings: Mapping[str, Sighting], now: int) -> None: ...
 
     def is_busy(self) -> bool: ...
 
@@ -54,7 +45,7 @@ class Watch:
         self._epoll = epoll
         self._by_pidfd: dict[int, Follower] = {}
         self._foreign: set[str] = set()
-        self._dead: dict[str, tuple[int | None, int | None, bool]] = {}
+        self._dead: dict[str, Death] = {}
         self._host = host_id()
         self._boot = boot_id()
         self._namespace = pid_namespace()
@@ -96,12 +87,12 @@ class Watch:
         follower = self._by_pidfd[pidfd]
         status = kernel.wait_status(pidfd, follower.pid, follower.ticks)
         died_at = time.time_ns()
-        self._mark_dead(follower.pid, follower.ticks, status, died_at)
+        self._mark_dead(follower.pid, follower.ticks, Death(status, died_at))
         self.bury()
 
     def end_ours(self, ticks: int) -> None:
         """This very process ends, and nobody outlives it: its journals say all there is."""
-        self._mark_dead(os.getpid(), ticks, None, None)
+        self._mark_dead(os.getpid(), ticks, Death())
         self.bury()
 
     def bury(self) -> None:
@@ -110,14 +101,13 @@ class Watch:
         read = [follower for follower in dead if follower.read(final=True)]
         # Who opened a run goes last: with it the run is closed.
         for follower in sorted(read, key=lambda follower: follower.opens_run):
-            status, died_at, lost_host = self._dead[follower.key]
-            if follower.close(status, died_at, lost_host):
+            if follower.close(self._dead[follower.key]):
                 self._forget(follower)
 
-    def pages(self) -> dict[str, PageReader]:
-        """Status pages of the processes that are watched."""
+    def sightings(self) -> dict[str, Sighting]:
+        """The processes that are watched, as they are now."""
         return {
-            follower.key: follower.page
+            follower.key: Sighting(follower.page)
             for follower in self.followers.values()
             if follower.page is not None and follower.key not in self._dead
         }
@@ -132,10 +122,10 @@ class Watch:
             follower.forget()
             self._forget(follower)
 
-    def _mark_dead(self, pid: int, ticks: int, status: int | None, died_at: int | None) -> None:
+    def _mark_dead(self, pid: int, ticks: int, death: Death) -> None:
         for key in journals(self._room):
             if key.startswith(f"{pid}.{ticks}.") and self._follow(key) is not None:
-                self._dead[key] = (status, died_at, False)
+                self._dead[key] = death
                 self._release(self.followers[key])
 
     def _follow(self, key: str) -> Follower | None:
@@ -169,7 +159,7 @@ class Watch:
         """Nobody handed us this process: it may be long gone, and its pid another's."""
         started = follower.started
         if started is not None and started.boot_id != self._boot:
-            self._dead[follower.key] = (None, follower.last_sign(), True)
+            self._dead[follower.key] = Death(at=follower.last_sign(), lost_host=True)
             return
         if follower.page is not None and follower.page.pid_namespace != self._namespace:
             return
@@ -181,7 +171,7 @@ class Watch:
         ):
             return  # perhaps another host's, which has not said so yet
         else:
-            self._dead[follower.key] = (None, follower.last_sign(), False)
+            self._dead[follower.key] = Death(at=follower.last_sign())
 
     def _forget(self, follower: Follower) -> None:
         self._dead.pop(follower.key, None)

@@ -35,6 +35,7 @@ from stagewatch.exporters.journal import (
     start_ticks,
 )
 from stagewatch.exporters.page import PageReader, Words
+from stagewatch.exporters.recorder import oom
 from stagewatch.exporters.recorder import start as recorder_start
 from stagewatch.exporters.spans import SpanWriter, plain
 from stagewatch.model import Outcome, Pipeline
@@ -272,6 +273,7 @@ def _process_started(opened: Opened) -> ProcessStarted:
         final_exit=opened.ships_itself,
         messages=opened.settings.exception_messages,
         spans_elsewhere=opened.elsewhere,
+        oom_kills=oom.kills(),
     )
 
 

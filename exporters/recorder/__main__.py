@@ -49,9 +49,9 @@ def _record(state: Path, room: Path, listening: int, place: int) -> None:
     from stagewatch.exporters.recorder.ingest import open_intake
 
     remember_settings(room, os.environ)
-    idle = load_or_default(os.environ, Path("/"))[0].settings.recorder_idle
+    settings = load_or_default(os.environ, Path("/"))[0].settings
     intake = open_intake(state, room, os.environ)
-    watch = Watch(room, intake, epoll)
+    watch = Watch(room, intake, epoll, settings)
     recorder = Recorder(room, intake, door, watch, epoll)
 
     def stop(*_: object) -> None:
@@ -61,7 +61,7 @@ def _record(state: Path, room: Path, listening: int, place: int) -> None:
     gc.collect()
     gc.freeze()
     try:
-        recorder.run(callers, idle)
+        recorder.run(callers, settings)
     finally:
         watch.close()
         intake.stop(_FLUSH_SECONDS)

@@ -15,12 +15,12 @@ VMSTAT: Final = "/proc/vmstat"
 _LONGEST: Final = 1 << 16
 
 
-def kills(pid: int | str = "self", mount: str = _MOUNT) -> dict[str, int]:
+def kills(pid: int | str = "self") -> dict[str, int]:
     """The counter that rises when *pid* is killed for want of memory, by the file it stands in.
 
     Empty where there is none.
     """
-    for path in (*_counters(_read(f"/proc/{pid}/cgroup") or b"", mount), VMSTAT):
+    for path in (*counters(_read(f"/proc/{pid}/cgroup") or b""), VMSTAT):
         count = read(path)
         if count is not None:
             return {path: count}
@@ -36,7 +36,7 @@ def read(path: str) -> int | None:
     return None
 
 
-def _counters(cgroups: bytes, mount: str) -> Iterator[str]:
+def counters(cgroups: bytes, mount: str = _MOUNT) -> Iterator[str]:
     """Files to try, the best first. *cgroups*: ``/proc/PID/cgroup``.
 
     A kill counts for the cgroup of the victim itself, in either version.

@@ -14,6 +14,7 @@ from pathlib import Path
 from struct import Struct
 from typing import Final, NamedTuple
 
+from stagewatch.exporters import life
 from stagewatch.exporters.memory import Memory
 from stagewatch.measures import DURATION_BUCKETS
 from stagewatch.records import NAME_MASK
@@ -94,6 +95,8 @@ class Words:
     """Nanoseconds of CPU that our start-up and our exit handler took."""
     LAST_ACTIVITY: Final = 5
     """Nanoseconds since the epoch."""
+    HELD: Final = 6
+    """1: the process holds its page (`stagewatch.exporters.life`) for as long as it lives."""
 
 
 class Cell:
@@ -177,6 +180,7 @@ class PageWriter:
             self._memory.publish(0, _HEADER.size)
         self.position = self._buffer[_WORDS_AT : _WORDS_AT + 8].cast("Q")
         """The word ``JOURNAL_POSITION``, for who sets it all the time and knows of `publish`."""
+        self.set(Words.HELD, life.hold(path))
         self._end = _RUN_CELL_AT
         self._free: dict[str, list[Cell]] = {}
         self._slots = 0

@@ -16,7 +16,7 @@ import pytest
 
 from stagewatch.config import Settings
 from stagewatch.exporters.journal import start_ticks
-from stagewatch.exporters.page import SIZE, PageReader, PageWriter
+from stagewatch.exporters.page import LAYOUTS, SIZE, PageReader, PageWriter
 from stagewatch.exporters.recorder import proc, stack, stillness, with_psutil
 from stagewatch.exporters.recorder.kinship import Kinship
 from stagewatch.exporters.recorder.observer import Observer, Process, Reader, Seen
@@ -326,7 +326,7 @@ def test_records_are_life(page: Page) -> None:
         def is_other_still() -> bool:
             nonlocal count
             count += 1
-            page.writer.run.store(count, 0, 0, 0, 1)
+            page.writer.run.store(*[count] * len(LAYOUTS["run"]))
             seen = eyes.look({who: [page.read()], sleeper: []})
             assert not seen[who].is_still
             return seen[sleeper].is_still

@@ -17,6 +17,7 @@ from stagewatch.config import Settings
 from stagewatch.exporters.journal import boot_id, host_id, pid_namespace
 from stagewatch.exporters.page import PageReader
 from stagewatch.exporters.recorder import kernel
+from stagewatch.exporters.recorder.deposit import Deposit
 from stagewatch.exporters.recorder.door import Caller, is_key
 from stagewatch.exporters.recorder.follow import Follower, Taker, remove_files
 from stagewatch.exporters.recorder.observer import Observer, Process, Seen, reader
@@ -43,7 +44,12 @@ class Watch:
     """The processes of one room. Only for who holds the room's life."""
 
     def __init__(
-        self, room: Path, intake: Intake, epoll: select.epoll, settings: Settings | None = None
+        self,
+        room: Path,
+        intake: Intake,
+        epoll: select.epoll,
+        settings: Settings | None = None,
+        deposit: Deposit | None = None,
     ) -> None:
         self.followers: dict[str, Follower] = {}
         self._room = room
@@ -54,6 +60,7 @@ class Watch:
         self._dead: dict[str, Death] = {}
         self._observer = Observer(settings or Settings(), reader())
         self._shortage = Shortage()
+        self._deposit = deposit
         self._host = host_id()
         self._boot = boot_id()
         self._namespace = pid_namespace()
@@ -198,6 +205,8 @@ class Watch:
         follower.pidfd = pidfd
         self._by_pidfd[pidfd] = follower
         self._epoll.register(pidfd, select.EPOLLIN)
+        if self._deposit is not None:
+            self._deposit.put(follower.key, pidfd)
 
     def _judge(self, follower: Follower) -> None:
         """Nobody handed us this process: it may be long gone, and its pid another's."""
@@ -239,6 +248,8 @@ class Watch:
             del self._by_pidfd[follower.pidfd]
             os.close(follower.pidfd)
             follower.pidfd = None
+            if self._deposit is not None:
+                self._deposit.tidy(lambda key: key in self.followers)
 
 
 def _began(follower: Follower) -> int:

@@ -22,10 +22,11 @@ from stagewatch.exporters.journal import (
     boot_id,
     host_id,
     new_key,
+    oom_kills,
     pid_namespace,
     start_ticks,
 )
-from stagewatch.exporters.recorder import oom, start
+from stagewatch.exporters.recorder import start
 from stagewatch.records import ProcessStarted, RunExiting, RunStarted, SpanEnded
 
 STATE = Path(sys.argv[1]) if len(sys.argv) > 1 else Path()
@@ -61,7 +62,7 @@ class Job:
                 resource={"service.name": "test"},
                 pipeline="test",
                 final_exit=final,
-                oom_kills=oom.kills(),
+                oom_kills=oom_kills(),
             )
         )
         if opens_run:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from stagewatch.exporters import state
-from stagewatch.exporters.journal import pid_namespace
+from stagewatch.exporters import journal, state
+from stagewatch.exporters.journal import VMSTAT, oom_count, oom_counters, oom_kills, pid_namespace
 from stagewatch.exporters.page import PageReader
-from stagewatch.exporters.recorder import oom
+from stagewatch.exporters.recorder import shortage as shortage_module
 from stagewatch.exporters.recorder.observer import Process
 from stagewatch.exporters.recorder.outcome import Death
 from stagewatch.exporters.recorder.shortage import Shortage
@@ -38,17 +38,17 @@ SLEEPS = "job = Job(); print(job.key, flush=True); time.sleep(60)"
 def test_version_1(tmp_path: Path) -> None:
     """The memory controller's own hierarchy; in a container its root is the container's cgroup."""
     lines = b"4:memory:/system.slice/etl\n1:cpu,cpuacct:/\n0::/\n"
-    first, second, *_ = oom.counters(lines, str(tmp_path))
+    first, second, *_ = oom_counters(lines, str(tmp_path))
     assert first == f"{tmp_path}/memory/system.slice/etl/memory.oom_control"
     assert second == f"{tmp_path}/memory/memory.oom_control"
     file = tmp_path / "memory.oom_control"
     file.write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n")
-    assert oom.read(str(file)) == 3
+    assert oom_count(str(file)) == 3
 
 
 def test_version_2(tmp_path: Path) -> None:
     """The cgroup's own kills, else those of it and below, else of the next above that counts."""
-    found = list(oom.counters(b"0::/user.slice/run-7.scope\n", str(tmp_path)))
+    found = list(oom_counters(b"0::/user.slice/run-7.scope\n", str(tmp_path)))
     assert found == [
         f"{tmp_path}{place}/memory.events{kind}"
         for place in ("/user.slice/run-7.scope", "/user.slice", "")
@@ -56,15 +56,15 @@ def test_version_2(tmp_path: Path) -> None:
     ]
     file = tmp_path / "memory.events.local"
     file.write_text("low 0\nhigh 0\nmax 12\noom 2\noom_kill 1\noom_group_kill 0\n")
-    assert oom.read(str(file)) == 1
+    assert oom_count(str(file)) == 1
 
 
 def test_no_cgroup(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a cgroup that counts, the machine's counter has to do; without that, nothing."""
-    monkeypatch.setattr(oom, "counters", lambda cgroups: ["/nowhere/memory.events"])
-    assert list(oom.kills()) == [oom.VMSTAT]
-    monkeypatch.setattr(oom, "VMSTAT", "/nowhere/vmstat")
-    assert oom.kills() == {}
+    monkeypatch.setattr(journal, "oom_counters", lambda cgroups: ["/nowhere/memory.events"])
+    assert list(oom_kills()) == [VMSTAT]
+    monkeypatch.setattr(journal, "VMSTAT", "/nowhere/vmstat")
+    assert oom_kills() == {}
 
 
 # --- the judgement --------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ def test_look_between_the_count_and_the_death(
     counter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel counts first, and takes its time to end the process: a look may fall between."""
-    monkeypatch.setattr(oom, "kills", lambda pid: {str(counter): 5})
+    monkeypatch.setattr(shortage_module, "oom_kills", lambda pid: {str(counter): 5})
     one, shortage = Process(1, 1), Shortage()
     shortage.look([one])
     shortage.look([one])
@@ -118,7 +118,7 @@ def test_look_between_the_count_and_the_death(
 
 def test_kill_long_ago(counter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the counter showed two looks ago killed somebody else."""
-    monkeypatch.setattr(oom, "kills", lambda pid: {str(counter): 5})
+    monkeypatch.setattr(shortage_module, "oom_kills", lambda pid: {str(counter): 5})
     one, shortage = Process(1, 1), Shortage()
     for _ in range(2):
         shortage.look([one])
@@ -155,7 +155,7 @@ class Deaths:
 @pytest.fixture
 def cgroup() -> Iterator[Path]:
     """A memory cgroup of `LIMIT` bytes below our own."""
-    (ours,) = oom.kills() or ("",)
+    (ours,) = oom_kills() or ("",)
     made = Path(ours).parent / f"stagewatch-test-{os.getpid()}"
     is_old = ours.endswith("memory.oom_control")
     limit = made / ("memory.limit_in_bytes" if is_old else "memory.max")

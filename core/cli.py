@@ -275,7 +275,8 @@ def _watch(options: argparse.Namespace) -> int:
                 return look(history, time.time_ns(), options.pipeline, is_complete=is_complete)
 
         first = seen()
-        known = history.pipelines()
+        with _readable(here):
+            known = history.pipelines()
         if options.pipeline not in (None, *known, *here.config.pipelines):
             raise _unknown_pipeline(options.pipeline, known)
         no_style = bool(os.environ.get("NO_COLOR"))
@@ -288,7 +289,9 @@ def _watch(options: argparse.Namespace) -> int:
         elif options.once or not sys.stdout.isatty() or console.is_dumb_terminal:
             _print(LiveTable(first))
         else:
-            keep_showing(console, options.interval, lambda: LiveTable(seen(), "q leaves"))
+            keep_showing(
+                console, options.interval, lambda lines: LiveTable(seen(), "q leaves", lines)
+            )
     return 0
 
 

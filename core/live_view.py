@@ -191,11 +191,13 @@ _COLUMNS: Final = (
 
 
 class LiveTable(Struct, frozen=True):
-    """One look as a table that fits the console: narrow ones lose columns, low ones rows."""
+    """One look as a table: where it is narrow it loses columns, where it is low rows."""
 
     seen: Look
     hint: str = ""
     """How to leave; empty where it is printed once."""
+    height: int | None = None
+    """Lines there are room for; None: as many as it takes."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         seen = self.seen
@@ -209,8 +211,8 @@ class LiveTable(Struct, frozen=True):
                 "  opentelemetry-instrument python etl.py",
             )
         shown, more = active, 0
-        if options.height is not None:
-            room = options.height - 3
+        if self.height is not None:
+            room = self.height - 3
             ended = ended[: max(room - max(len(active), 3) - 2, 0)]
             room -= len(ended) + 2 if ended else 0
             if len(active) > room:

@@ -21,8 +21,10 @@ Pause = Callable[[float], bool]
 _LEAVING: Final = b"qQ"
 
 
-def keep_showing(console: Console, interval: float, render: Callable[[], RenderableType]) -> None:
-    """Show what `render` gives, every *interval* seconds, until `q`, Ctrl-C or a signal.
+def keep_showing(
+    console: Console, interval: float, render: Callable[[int], RenderableType]
+) -> None:
+    """Show what `render` gives for so many lines, every *interval* seconds, until `q` or a signal.
 
     Fills the screen while it lasts; what was there before is there again afterwards.
     """
@@ -31,7 +33,7 @@ def keep_showing(console: Console, interval: float, render: Callable[[], Rendera
     shown = Live(console=console, screen=True, auto_refresh=False)
     with _ended_by_signals(), _keys() as pause, shown:
         for _ in repeatedly(interval, pause):
-            shown.update(render(), refresh=True)
+            shown.update(render(console.height), refresh=True)
 
 
 def repeatedly(interval: float, pause: Pause) -> Iterator[None]:

@@ -220,7 +220,7 @@ def test_table_of_stages_has_the_open_ones() -> None:
     assert "doing     chunk ×4, in " not in shown
     assert "doing     chunk ×4" in shown
     row = next(line for line in shown.splitlines() if line.startswith("chunk …"))
-    assert row.split()[2:] == ["4", "open", "59m50s", "20", "–", "4.0", "s"]
+    assert row.split()[2:] == ["4", "open", "59m50s", "20", "4.0", "s"]
 
 
 def test_notices_are_a_short_list() -> None:

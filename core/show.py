@@ -85,6 +85,8 @@ def show(
     if missing and run.outcome == Outcome.SUCCESS:
         names = ", ".join(map(plain, missing))
         parts += [Text(), Text(f"declared, but never seen in this run: {names}", "yellow")]
+    if any(operation.errors for operation in operations):
+        parts += [Text(), _failures(operations)]
     if datasets:
         parts += [Text(), _datasets(datasets, everything=everything)]
     if run.error_place or run.error_message:
@@ -215,6 +217,21 @@ def _notices(notices: Sequence[Notice], now: int, *, everything: bool) -> Render
     return Group(*lines)
 
 
+def _failures(operations: Sequence[Operation]) -> RenderableType:
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("failed calls", overflow="ellipsis", no_wrap=True)
+    table.add_column("calls", justify="right", no_wrap=True)
+    table.add_column("stage", overflow="ellipsis", no_wrap=True)
+    for operation in operations:
+        for error_type, calls in operation.errors.items():
+            table.add_row(
+                Text(f"{plain(operation.name)}: {plain(error_type)}", "red"),
+                count(calls),
+                Text(plain(operation.stage)),
+            )
+    return table
+
+
 def _datasets(datasets: Sequence[Dataset], *, everything: bool) -> RenderableType:
     shown = datasets if everything else datasets[:_MOST_DATASETS]
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
@@ -274,6 +291,8 @@ def show_json(
                 "throughput": throughput(stage),
                 "error_ratio": error_ratio(stage),
                 "retries": stage.retries,
+                "bytes_in": stage.bytes_in,
+                "bytes_out": stage.bytes_out,
                 "cpu_seconds": stage.cpu_seconds,
                 "memory_peak": stage.memory_peak,
                 "error_type": stage.error_type,
@@ -290,6 +309,7 @@ def show_json(
                 "duration": operation.seconds,
                 "rows_in": operation.rows_in,
                 "rows_out": operation.rows_out,
+                "errors": operation.errors,
             }
             for operation in operations
         ],

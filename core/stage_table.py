@@ -122,6 +122,10 @@ def _calls(row: _Row) -> str:
     return f"{count(row.still_open)} open" if row.still_open else count(row.stage.calls)
 
 
+def _bytes(amount: int) -> str:
+    return size(amount) if amount else NOTHING
+
+
 # Head, what stands in the cell, and whether the stage has anything to say in this column.
 _COLUMNS: Final[tuple[_Column, ...]] = (
     ("stage", _name, lambda row: True),
@@ -145,6 +149,8 @@ _COLUMNS: Final[tuple[_Column, ...]] = (
     ("rec/s", lambda row: count(row.throughput), lambda row: row.throughput),
     ("errors", lambda row: percent(row.error_ratio), lambda row: row.error_ratio),
     ("retries", lambda row: count(row.stage.retries), lambda row: row.stage.retries),
+    ("bytes in", lambda row: _bytes(row.stage.bytes_in), lambda row: row.stage.bytes_in),
+    ("bytes out", lambda row: _bytes(row.stage.bytes_out), lambda row: row.stage.bytes_out),
     (
         "CPU",
         lambda row: duration(row.stage.cpu_seconds) if row.stage.cpu_seconds else NOTHING,
@@ -152,7 +158,7 @@ _COLUMNS: Final[tuple[_Column, ...]] = (
     ),
     (
         "peak",
-        lambda row: size(row.stage.memory_peak) if row.stage.memory_peak else NOTHING,
+        lambda row: _bytes(row.stage.memory_peak or 0),
         lambda row: row.stage.memory_peak,
     ),
     (

@@ -110,23 +110,28 @@ def in_one_line(run: Run, live: Live, now: int) -> Text:
 
 
 def notice_text(notice: Notice, now: int) -> Text:
-    """Time, what was said, and the particulars: ``02:45:00  run late, warning``."""
+    """Time, what was said, and the particulars: ``02:45:00  run late by 3m05s, warning``."""
     style = "red" if notice.name in _GRAVE else "yellow" if notice.name in _LATE else ""
-    text = Text(f"{clock(notice.at, now)}  ", "dim")
+    said = notice.attributes
+    # What stands on it of the run's own lateness is beside the point of what is said of a stage.
+    measure = semconv.RUN_LATENESS if notice.name == semconv.RUN_LATE else semconv.STAGE_LATENESS
+    late = said.get(measure)
+    text = Text()
+    text.append(f"{clock(notice.at, now)}  ", "dim")
     text.append(plain(notice.name), style)
-    if particulars := _particulars(notice.attributes):
+    if late:
+        text.append(f" by {duration(late)}", style)
+    if particulars := _particulars(said):
         text.append(", " + ", ".join(particulars))
     return text
 
 
 def _particulars(said: Mapping[str, Any]) -> list[str]:
-    late = said.get(semconv.RUN_LATENESS)
     speed = said.get(semconv.STAGE_THROUGHPUT)
     who = (said.get(semconv.PROCESS_PID), said.get(semconv.ERROR_TYPE))
     stage = said.get(semconv.STAGE_NAME) or said.get(semconv.RUN_STAGE)
     words = [
         plain(str(said.get(semconv.ESCALATION) or "")),
-        f"by {duration(late)}" if late else "",
         "" if speed is None else f"{count(speed)} records/s",
         plain(" ".join(str(part) for part in who if part is not None)),
         place(stage, said.get(semconv.RUN_OPERATION)),

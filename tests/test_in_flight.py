@@ -55,7 +55,11 @@ SPANS = [
 LATE = Notice(
     at=NOON - 185 * SECOND,
     name=semconv.RUN_LATE,
-    attributes={semconv.ESCALATION: "warning", semconv.RUN_STAGE: "load"},
+    attributes={
+        semconv.RUN_LATENESS: 2.5,
+        semconv.ESCALATION: "warning",
+        semconv.RUN_STAGE: "load",
+    },
 )
 DIED = Notice(
     at=NOON - 60 * SECOND,
@@ -236,13 +240,19 @@ def test_notices_are_a_short_list() -> None:
         name=semconv.STAGE_SLOW,
         attributes={semconv.STAGE_NAME: "load", semconv.STAGE_THROUGHPUT: 120.0},
     )
+    long = Notice(
+        at=NOON - 10 * SECOND,
+        name=semconv.STAGE_LATE,
+        attributes={semconv.STAGE_NAME: "load", semconv.STAGE_LATENESS: 60.0},
+    )
     begun = Notice(at=RUN.start, name=semconv.RUN_STARTED, attributes={})
-    shown = picture(120, notices=[begun, LATE, DIED, stuck, slow])
+    shown = picture(120, notices=[begun, LATE, DIED, stuck, slow, long])
     for at, words in (
-        (LATE.at, "run late, warning, in load"),
+        (LATE.at, "run late by 2.5 s, warning, in load"),
         (DIED.at, "process died, 4712 killed"),
         (stuck.at, "run stuck, in GET"),
         (slow.at, "stage slow, 120 records/s, in load"),
+        (long.at, "stage late by 1m00s, in load"),
     ):
         assert f"{figures.clock(at, NOON)}  {words}\n" in shown
     assert "run started" not in shown
@@ -259,7 +269,7 @@ def test_a_dead_run_says_where_it_died() -> None:
     )
     shown = printed(show(dead, [], [], [], [], now=NOON, live=LIVE, notices=[LATE]), 80)
     assert "killed in load, in GET" in shown
-    assert "run late, warning" in shown
+    assert "run late by 2.5 s, warning" in shown
     assert "open" not in shown
 
 

@@ -422,29 +422,49 @@ def test_python_without_pidfds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernel.open_pidfd(os.getpid(), start_ticks()) is None
 
 
-def test_deposit() -> None:
-    """What is left there is taken once; what nobody needs goes, and too much is no error."""
+@pytest.fixture
+def deposit() -> Iterator[Deposit]:
     entrance, exit = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    deposit = Deposit(entrance.detach(), exit.detach())
-    pidfd = os.pidfd_open(os.getpid())
-    for number in range(3000):
-        deposit.put(f"{number}.1.aa", pidfd)
-    found = deposit.take()
-    assert [caller.key for caller in found] == [f"{number}.1.aa" for number in range(len(found))]
-    assert 200 < len(found) < 3000
-    assert deposit.take() == []
-    for number in range(60):
-        deposit.put(f"{number}.1.aa", pidfd)
-    for _ in range(40):
-        deposit.tidy(lambda key: key in ("3.1.aa", "50.1.aa"))
-    kept = deposit.take()
-    assert [caller.key for caller in kept] == ["3.1.aa", "50.1.aa"]
-    for caller in (*found, *kept):
+    made = Deposit(entrance.detach(), exit.detach())
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def pidfd() -> Iterator[int]:
+    made = os.pidfd_open(os.getpid())
+    yield made
+    os.close(made)
+
+
+def keys_of(callers: Sequence[Caller]) -> list[str]:
+    """Their keys; each has a pidfd of this process, which is closed."""
+    for caller in callers:
         assert caller.pidfd is not None
         assert f"Pid:\t{os.getpid()}\n" in Path(f"/proc/self/fdinfo/{caller.pidfd}").read_text()
         os.close(caller.pidfd)
-    os.close(pidfd)
-    deposit.close()
+    return [caller.key for caller in callers]
+
+
+def test_deposit_outlives_who_finds_it(deposit: Deposit, pidfd: int) -> None:
+    """What is found stays for the next one, once each, until nobody needs it."""
+    for key in ("1.1.aa", "2.1.aa", "1.1.aa"):
+        deposit.put(key, pidfd)
+    for _ in range(3):
+        assert keys_of(deposit.found()) == ["1.1.aa", "2.1.aa"]
+    for _ in range(40):
+        deposit.tidy(lambda key: key == "2.1.aa")
+    assert keys_of(deposit.found()) == ["2.1.aa"]
+
+
+def test_deposit_is_full(deposit: Deposit, pidfd: int) -> None:
+    """Where there is no space the first have it, and nothing fails."""
+    keys = [f"{number}.1.aa" for number in range(3000)]
+    for key in keys:
+        deposit.put(key, pidfd)
+    found = keys_of(deposit.found())
+    assert found == keys[: len(found)]
+    assert 200 < len(found) < len(keys)
 
 
 # --- reading ------------------------------------------------------------------------------------

@@ -45,6 +45,11 @@ def _record(state: Path, room: Path, listening: int, place: int, deposit: Deposi
     callers = door.take_over(listening, place)
     if callers is None:
         return
+    # At once, for this one may be killed, too, before it is up.
+    callers = [*deposit.found(), *callers]
+    for caller in callers:
+        if caller.pidfd is not None:
+            deposit.put(caller.key, caller.pidfd)
     # Only who is the recorder loads the rest, and opens the history.
     from stagewatch.config import load_or_default
     from stagewatch.exporters.recorder.ingest import open_intake
@@ -62,7 +67,7 @@ def _record(state: Path, room: Path, listening: int, place: int, deposit: Deposi
     gc.collect()
     gc.freeze()
     try:
-        recorder.run([*deposit.take(), *callers], settings)
+        recorder.run(callers, settings)
     finally:
         watch.close()
         intake.stop(_FLUSH_SECONDS)

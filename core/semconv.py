@@ -76,6 +76,10 @@ PROCESS_DIED: Final = "process died"
 TELEMETRY_GAP: Final = "telemetry gap"
 """Nobody watched for a while: recorder and keeper were both dead."""
 
+EVENT_PREFIX: Final = "pipeline."
+"""Before a name above, its words joined by dots: the event on the run's span, and the log's
+``event.name``: ``pipeline.run.late``."""
+
 # --- span attributes: stage -------------------------------------------------------------------
 
 STAGE_NAME: Final = "pipeline.stage.name"
@@ -84,6 +88,8 @@ STAGE_RECORDS_OUT: Final = "pipeline.stage.records.out"
 STAGE_RECORDS_REJECTED: Final = "pipeline.stage.records.rejected"
 STAGE_THROUGHPUT: Final = "pipeline.stage.throughput"
 """Records per second: out (in, if there is no out) / seconds of the stage."""
+STAGE_LATENESS: Final = "pipeline.stage.lateness"
+"""Seconds beyond its declared maximum duration, when that was said."""
 STAGE_ERROR_RATIO: Final = "pipeline.stage.error.ratio"
 """rejected / (out + rejected); 1 if the stage failed without counts."""
 STAGE_RETRIES: Final = "pipeline.stage.retries"

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
-from stagewatch import safety
+from stagewatch import measures, safety
 from stagewatch.exporters.journal import boot_id, host_id, pid_namespace
 from stagewatch.exporters.recorder import kernel
 from stagewatch.exporters.recorder.door import Caller, is_key
@@ -27,6 +27,8 @@ class Intake(Taker, Protocol):
     """What becomes of the records: see `stagewatch.exporters.recorder.ingest`."""
 
     def tick(self, sightings: Mapping[str, Sighting], now: int) -> None: ...
+
+    def note(self, now: int) -> None: ...
 
     def is_busy(self) -> bool: ...
 
@@ -87,7 +89,9 @@ class Watch:
         follower = self._by_pidfd[pidfd]
         status = kernel.wait_status(pidfd, follower.pid, follower.ticks)
         died_at = time.time_ns()
-        self._mark_dead(follower.pid, follower.ticks, Death(status, died_at))
+        self._mark_dead(
+            follower.pid, follower.ticks, Death(status, died_at, uptime=measures.uptime())
+        )
         self.bury()
 
     def end_ours(self, ticks: int) -> None:

@@ -101,6 +101,8 @@ class Watch:
 
     def bury(self) -> None:
         """Close the journals of the dead; what cannot be closed now is tried again later."""
+        if self._dead:
+            self.read()  # a worker may be dead before the start of its run was read
         dead = [self.followers[key] for key in self._dead if key in self.followers]
         read = [follower for follower in dead if follower.read(final=True)]
         # Who opened a run goes last: with it the run is closed.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,6 +13,7 @@ import pytest
 
 from stagewatch import semconv
 from stagewatch.model import Live, Outcome
+from stagewatch.reading import take_in
 from tests.jobs import Jobs, wait_for
 from tests.otlp_receiver import OtlpReceiver
 
@@ -91,7 +93,7 @@ def test_late_is_said_while_c_code_holds_the_gil(jobs: Jobs, receiver: OtlpRecei
 
 
 def test_the_history_shows_a_run_under_way(jobs: Jobs) -> None:
-    """Stage, records and when it was seen; nothing any more once it is over."""
+    """As of now, for who lets the recorder know; nothing any more once it is over."""
     with job_under_way(jobs, HOLDS_THE_GIL):
 
         def live() -> Live | None:
@@ -103,8 +105,11 @@ def test_the_history_shows_a_run_under_way(jobs: Jobs) -> None:
                 return None
 
         wait_for(lambda: (found := live()) is not None and found.stages)
+        asked = time.time_ns()
+        take_in(jobs.state)
         found = live()
         assert found is not None
+        assert found.at > asked
         assert [(stage.name, stage.records_in) for stage in found.stages] == [("load", 7)]
     (run,) = jobs.runs()
     with jobs.history() as history:

@@ -72,7 +72,7 @@ def at_work(job: Job) -> None:
 
 
 def test_the_moment_a_deadline_passes(tmp_path: Path, intake: Intake, looks: Looks) -> None:
-    """A row, a short span of its own, a log record, and the gauge: at that look, and not again."""
+    """A row, a short span of its own, a log record: at that look, and not again."""
     job = Job(intake, tmp_path)
     job.open(deadline=START + 60 * SECOND, scheduled=START, trace_state="x=y")
     at_work(job)

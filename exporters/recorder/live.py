@@ -275,7 +275,11 @@ class UnderWay:
 
     def _by_pid(self) -> Iterator[ProcessSeen]:
         """One for each process: after an exec it has two journals."""
-        found = {key.rsplit(".", 1)[0]: process for key, process in self._processes.items()}
+        found: dict[str, ProcessSeen] = {}
+        for key, process in self._processes.items():
+            pid = key.rsplit(".", 1)[0]
+            if pid not in found or process.vitals is not None:
+                found[pid] = process
         yield from found.values()
 
     def _weigh(self, uptime: int, is_first: bool) -> None:

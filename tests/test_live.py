@@ -80,10 +80,10 @@ def test_ticks_show_records_so_far_and_their_rate(
     job.stage_ended(done, 1.0, records_in=1, records_out=2)
     load = job.stage("load", cell=cell.offset)
     number = int.from_bytes(load.span_id, "big")
-    page.run.store(1000, 0, 0, 0, 1)
+    page.run.store(1000, 0, 0, 0, 0, 0, 1)
     rates = []
     for second, out in ((30, 300), (60, 300), (90, 900), (92, 1500), (120, 1500)):
-        cell.store(number, 0, out, 5, 0, 2)
+        cell.store(number, 0, out, 5, 0, 0, 0, 2)
         looks.at(second, job)
         rates.append(gauge(tmp_path, semconv.THROUGHPUT.name, pipeline_stage_name="load"))
         if second != 92:  # not written down: it is two seconds since the last time
@@ -110,7 +110,7 @@ def test_where_a_run_is(
         cell = process.page().cell("stage")
         assert cell is not None
         started = process.stage(name, 2.0, cell=cell.offset)
-        cell.store(int.from_bytes(started.span_id, "big"), 1, 0, 0, 0, 1)
+        cell.store(int.from_bytes(started.span_id, "big"), 1, 0, 0, 0, 0, 0, 1)
         slot = process.page().thread_slot(7)
         assert slot is not None
         slot.show_stages([cell.offset], START)
@@ -229,7 +229,7 @@ def test_progress_by_expected_records(tmp_path: Path, intake: Intake, looks: Loo
     cell, folded = page.cell("stage"), page.cell("folded_stage")
     assert cell is not None and folded is not None
     load = job.stage("load", 2.0, cell=cell.offset)
-    cell.store(int.from_bytes(load.span_id, "big"), 0, 30, 0, 0, 2)
+    cell.store(int.from_bytes(load.span_id, "big"), 0, 30, 0, 0, 0, 0, 2)
     job.put(TallyDefined(folded.offset, "folded_stage", job.run, "load", "load"))
     counts = dict.fromkeys(LAYOUTS["folded_stage"], 0) | {"records_out": 50, "counted": 2}
     folded.store(*counts.values())

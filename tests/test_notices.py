@@ -63,7 +63,7 @@ def at_work(job: Job) -> None:
     cell = job.page().cell("stage")
     assert cell is not None
     load = job.stage("load", 1.0, cell=cell.offset)
-    cell.store(int.from_bytes(load.span_id, "big"), 7, 0, 0, 0, 1)
+    cell.store(int.from_bytes(load.span_id, "big"), 7, 0, 0, 0, 0, 0, 1)
     job.put(NameDefined(3, "pandas.merge"))
     slot = job.page().thread_slot(7)
     assert slot is not None
@@ -253,7 +253,7 @@ def test_a_stage_that_is_too_slow(tmp_path: Path, intake: Intake, looks: Looks) 
         cells.append((cell, number))
     for second, records in ((30, 1), (59, 2), (65, 400), (120, 400), (125, 500), (130, 500)):
         for cell, number in cells:
-            cell.store(number, 0, records, 0, 0, 2)
+            cell.store(number, 0, records, 0, 0, 0, 0, 2)
         looks.at(second, job, worker)
         assert names(tmp_path, job) == ([] if second < 125 else ["stage slow"])
     (notice,) = said(tmp_path, job)

@@ -55,6 +55,9 @@ def end_stage(
         cpu_seconds or 0.0,
         memory_peak or 0,
         max(end - started.start, 0) / SECOND,
+        0,
+        cell["bytes_in"] if cell else 0,
+        cell["bytes_out"] if cell else 0,
     )
 
 

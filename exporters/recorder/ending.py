@@ -40,7 +40,7 @@ _DROP_REASONS: Final = {
 }
 
 
-class Seen(Struct, frozen=True):
+class Witness(Struct, frozen=True):
     """What was seen of the run while it ran."""
 
     opener: Journal | None
@@ -55,7 +55,7 @@ class Seen(Struct, frozen=True):
 
 def end_process(
     books: Books, key: str, journal: Journal, process: ProcessStarted, page: PageReader | None,
-    death: Death, seen: Seen,
+    death: Death, seen: Witness,
 ) -> None:  # fmt: skip
     """End the open stages and, if it opened one, the run. Runs in the caller's transaction.
 
@@ -115,7 +115,7 @@ def _end_stage(
 
 def _note_death(
     books: Books, key: str, process: ProcessStarted, death: Death, verdict: Verdict, last: Place,
-    seen: Seen,
+    seen: Witness,
 ) -> None:  # fmt: skip
     """A process that joined the run is dead, and the run goes on."""
     opener = seen.opener

@@ -23,7 +23,7 @@ from stagewatch.exporters.recorder.books import (
     open_journals,
     save_journal,
 )
-from stagewatch.exporters.recorder.ending import Seen, end_process
+from stagewatch.exporters.recorder.ending import Witness, end_process
 from stagewatch.exporters.recorder.live import Member, UnderWay, note_records
 from stagewatch.exporters.recorder.notices import Due
 from stagewatch.exporters.recorder.outcome import Death
@@ -233,9 +233,9 @@ class Intake:
                 found[opener.metric_resource, run.opened.pipeline] = run
         return found.values()
 
-    def _seen(self, journal: Journal) -> Seen:
+    def _seen(self, journal: Journal) -> Witness:
         openers = (one for one in self._journals.values() if one.run == journal.run and one.opened)
-        return Seen(next(openers, None), self._under_way.get(journal.run))
+        return Witness(next(openers, None), self._under_way.get(journal.run))
 
     def _prune(self, now: int) -> None:
         gone = History(self._link).prune(

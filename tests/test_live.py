@@ -309,8 +309,9 @@ def test_what_a_run_does(tmp_path: Path, intake: Intake, looks: Looks) -> None:
     ):
         job.shows, worker.shows = mine, its
         looks.at(second * 10, job, worker)
-        found.append(live(tmp_path, job).doing)
-    assert found == [Doing.RUNNING, Doing.WAITING, Doing.STUCK]
+        seen = live(tmp_path, job)
+        found.append((seen.doing, seen.waits_for))
+    assert found == [(Doing.RUNNING, None), (Doing.WAITING, "socket"), (Doing.STUCK, None)]
 
 
 def test_when_a_run_last_moved(tmp_path: Path, intake: Intake, looks: Looks) -> None:

@@ -142,6 +142,8 @@ def test_another_recorder_does_not_repeat_it(tmp_path: Path, intake: Intake, loo
     assert names(tmp_path, job) == ["run late"]
     assert [span.name for span in sent(intake, job)] == ["run started", "run late"]
     assert len(logs(intake)) == 1
+    with open_history(tmp_path, readonly=True) as history:
+        assert sum(history.counters("stagewatch.telemetry.recorded").values()) == 3
     over.exits(70.0)
     over.dies()
     assert names(tmp_path, over) == []

@@ -196,6 +196,7 @@ class UnderWay:
         return Live(
             at=self.now,
             doing=self.doing,
+            waits_for=_reason(self.members) if self.doing is Doing.WAITING else None,
             since=self.since,
             stages=tuple(sorted(stages, key=lambda stage: stage.start)),
             operation=operation[0],
@@ -327,8 +328,13 @@ def _plus(left: _Sides, right: _Sides) -> _Sides:
 def _doing(members: Sequence[Member]) -> Doing:
     if not all(member.sighting.is_still for member in members):
         return Doing.RUNNING
-    is_waiting = any(member.sighting.waits_for is not None for member in members)
-    return Doing.WAITING if is_waiting else Doing.STUCK
+    return Doing.STUCK if _reason(members) is None else Doing.WAITING
+
+
+def _reason(members: Sequence[Member]) -> str | None:
+    """Why they may be well although they are still."""
+    reasons = (member.sighting.waits_for for member in members)
+    return next((reason for reason in reasons if reason is not None), None)
 
 
 def _sum(values: Iterable[_Figure | None]) -> _Figure | None:

@@ -189,7 +189,9 @@ def events(link: sqlite3.Connection, run: int) -> list[Event]:
 
 
 def announce(books: Books, journal: Journal, opened: RunStarted) -> None:
-    """The run is under way: a span, so that its trace can be opened."""
+    """The run is under way: a span, so that its trace can be opened; unless that was said."""
+    if rows.has_span(books.link, journal.run, span_id(opened.run_id, semconv.RUN_STARTED, "")):
+        return
     attributes = {
         semconv.RUN_ATTEMPT: opened.attempt,
         semconv.RUN_SCHEDULED_TIME: opened.scheduled and sla.iso_time(opened.scheduled),

@@ -364,6 +364,14 @@ def span_values(
     )  # fmt: skip
 
 
+def has_span(link: sqlite3.Connection, run: int, span_id: bytes) -> bool:
+    """Whether the history has it."""
+    row = link.execute(
+        "select exists(select 1 from span where run = ? and span_id = ?)", (run, span_id)
+    ).fetchone()
+    return bool(row[0])
+
+
 def add_spans(
     link: sqlite3.Connection, run: int, values: Sequence[tuple[Any, ...]], *, details: bool
 ) -> None:

@@ -50,7 +50,7 @@ class Witness(Struct, frozen=True):
 
     def process(self, key: str) -> ProcessSeen | None:
         """One of its processes."""
-        return self.run.process(key) if self.run is not None else None
+        return self.run.processes.get(key) if self.run is not None else None
 
 
 def end_process(

@@ -24,10 +24,11 @@ from stagewatch.exporters.recorder.books import (
     save_journal,
 )
 from stagewatch.exporters.recorder.ending import Witness, end_process
-from stagewatch.exporters.recorder.live import Member, UnderWay, note_records
+from stagewatch.exporters.recorder.live import Member, UnderWay
 from stagewatch.exporters.recorder.notices import Due
 from stagewatch.exporters.recorder.outcome import Death
 from stagewatch.exporters.recorder.sender import Sender
+from stagewatch.exporters.recorder.showing import gauges, note_records, picture
 from stagewatch.exporters.recorder.taking import take
 from stagewatch.exporters.recorder.totals import Totals, is_delta
 from stagewatch.exporters.recorder.vitals import Sighting
@@ -188,8 +189,11 @@ class Intake:
                 run = UnderWay(number, opened, now, uptime, durations, said)
                 self._under_way[number] = run
             run.look(members, now, uptime)
+        for number in self._under_way.keys() - by_run.keys():
+            self._under_way[number].members = ()  # dead, and about to be closed
 
     def _note(self, runs: Collection[UnderWay], now: int) -> None:
+        runs = [run for run in runs if run.members]
         if not runs:
             return
         shown = self._newest()
@@ -197,13 +201,13 @@ class Intake:
         with self._changing():
             for run in runs:
                 note_records(self._link, run)
-                picture = run.picture()
-                rows.set_live(self._link, run.number, picture)
+                seen = picture(run)
+                rows.set_live(self._link, run.number, seen)
                 opener = run.opener()
                 if opener is None:
                     continue
                 if run in shown:
-                    found = run.gauges(picture)
+                    found = gauges(run, seen)
                     resource = opener.metric_resource
                     self._books.totals.add(found, run.opened.pipeline, resource, now)
                 said.append((run, self._say(run, opener, now)))

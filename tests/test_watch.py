@@ -69,6 +69,8 @@ class FakeIntake:
 
     def tick(self, sightings: Mapping[str, Sighting], now: int) -> None: ...
 
+    def note(self, now: int) -> None: ...
+
     def is_busy(self) -> bool:
         return False
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
-from stagewatch import safety
+from stagewatch import measures, safety
 from stagewatch.config import Settings
 from stagewatch.exporters.journal import boot_id, host_id, pid_namespace
 from stagewatch.exporters.page import PageReader
@@ -23,7 +23,7 @@ from stagewatch.exporters.recorder.follow import Follower, Taker, remove_files
 from stagewatch.exporters.recorder.observer import Observer, Process, Seen, reader
 from stagewatch.exporters.recorder.outcome import Death
 from stagewatch.exporters.recorder.shortage import Shortage
-from stagewatch.exporters.recorder.vitals import Sighting
+from stagewatch.exporters.recorder.vitals import Sighting, Vitals
 
 _ORPHAN_SECONDS: Final = 60.0
 
@@ -32,6 +32,8 @@ class Intake(Taker, Protocol):
     """What becomes of the records: see `stagewatch.exporters.recorder.ingest`."""
 
     def tick(self, sightings: Mapping[str, Sighting], now: int) -> None: ...
+
+    def note(self, now: int) -> None: ...
 
     def is_busy(self) -> bool: ...
 
@@ -106,7 +108,7 @@ class Watch:
             if process not in deaths:
                 vitals = self._observer.farewell(process)
                 status = kernel.wait_status(pidfd, *process)
-                deaths[process] = Death(status, time.time_ns(), vitals=vitals)
+                deaths[process] = _death(status, vitals)
         self._certify(deaths)
         self.bury()
 
@@ -117,6 +119,8 @@ class Watch:
 
     def bury(self) -> None:
         """Close the journals of the dead; what cannot be closed now is tried again later."""
+        if self._dead:
+            self.read()  # a worker may be dead before the start of its run was read
         dead = [self.followers[key] for key in self._dead if key in self.followers]
         read = [follower for follower in dead if follower.read(final=True)]
         # Who opened a run goes last: with it the run is closed.
@@ -234,7 +238,7 @@ class Watch:
             self._dead[follower.key] = Death(at=follower.last_sign())
         else:
             vitals = self._observer.farewell(process)
-            self._certify({process: Death(status, time.time_ns(), vitals=vitals)})
+            self._certify({process: _death(status, vitals)})
 
     def _forget(self, follower: Follower) -> None:
         self._dead.pop(follower.key, None)
@@ -250,6 +254,11 @@ class Watch:
             follower.pidfd = None
             if self._deposit is not None:
                 self._deposit.tidy(lambda key: key in self.followers)
+
+
+def _death(status: int | None, vitals: Vitals | None) -> Death:
+    """One that is seen now."""
+    return Death(status, time.time_ns(), vitals=vitals, uptime=measures.uptime())
 
 
 def _began(follower: Follower) -> int:

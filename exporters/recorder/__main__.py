@@ -47,12 +47,19 @@ def _record(state: Path, room: Path, listening: int, place: int) -> None:
     # Only who is the recorder loads the rest, and opens the history.
     from stagewatch.config import load_or_default
     from stagewatch.exporters.recorder.ingest import open_intake
+    from stagewatch.exporters.recorder.neighbours import Neighbours
 
     remember_settings(room, os.environ)
     idle = load_or_default(os.environ, Path("/"))[0].settings.recorder_idle
     intake = open_intake(state, room, os.environ)
     watch = Watch(room, intake, epoll)
-    recorder = Recorder(room, intake, door, watch, epoll)
+    neighbours = Neighbours(state, room, os.environ)
+
+    def look_after_neighbours() -> None:
+        if neighbours.look_after():
+            intake.wake()
+
+    recorder = Recorder(room, intake, door, watch, epoll, look_after_neighbours)
 
     def stop(*_: object) -> None:
         recorder.is_stopped = True

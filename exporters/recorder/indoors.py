@@ -29,7 +29,7 @@ def run_in_process(
     from stagewatch.exporters.recorder.sender import ship
 
     until = time.monotonic() + deadline_seconds
-    if not _take_in(state, room, environ, is_last_word=True):
+    if not take_in(state, room, environ, is_last_word=True):
         ask_to_take_in(room, deadline_seconds)
         return
     if destination(environ).protocols:
@@ -47,14 +47,19 @@ def take_in_all(state: Path, room: Path) -> bool:
     environ = remembered_settings(room, os.environ)
     if environ is None:
         return False
-    return _take_in(state, room, environ, is_last_word=False)
+    return take_in(state, room, environ, is_last_word=False)
 
 
-def _take_in(state: Path, room: Path, environ: Mapping[str, str], *, is_last_word: bool) -> bool:
+def take_in(state: Path, room: Path, environ: Mapping[str, str], *, is_last_word: bool) -> bool:
+    """Take in all journals of *room*, unless another process is at it; nothing is sent.
+
+    *is_last_word*: this very process ends, and nobody outlives it. Raises sqlite3.Error or OSError
+    where the history cannot be written.
+    """
     with closing(select.epoll()) as epoll, closing(Door(room, epoll)) as door:
         if not door.try_life():
             return False
-        intake = Intake(state, environ)
+        intake = Intake(state, environ, sends=False)
         watch = Watch(room, intake, epoll)
         try:
             watch.find(journals(room))

@@ -163,6 +163,11 @@ class Intake:
             for table in WAITING[signal]
         )
 
+    def wake(self) -> None:
+        """Send what another intake of this destination has written."""
+        if self._sender is not None:
+            self._sender.wake(totals=True)
+
     def headers(self, environ: dict[str, str]) -> None:
         """Use newer header values (``OTEL_EXPORTER_OTLP_*HEADERS``) from now on."""
         if self._sender is not None:

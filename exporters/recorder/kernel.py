@@ -19,6 +19,11 @@ _EXIT_CODE_AT: Final = 60
 _REAPING_MILLISECONDS: Final = 20
 
 
+def tells() -> bool:
+    """Whether there is a /proc here."""
+    return os.path.exists("/proc/self/stat")
+
+
 def is_running(pid: int, ticks: int) -> bool:
     """Whether the process that *pid* named when it started at *ticks* still is; zombies are not."""
     try:
@@ -31,9 +36,8 @@ def is_running(pid: int, ticks: int) -> bool:
 
 def open_pidfd(pid: int, ticks: int) -> int | None:
     """A pidfd of just this process, a zombie included; None if it is gone or cannot be had."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except OSError:
+    pidfd = open_any_pidfd(pid)
+    if pidfd is None:
         return None
     try:
         # Asked after the opening: a pid that was given anew by then has other ticks.
@@ -43,6 +47,14 @@ def open_pidfd(pid: int, ticks: int) -> int | None:
         pass
     os.close(pidfd)
     return None
+
+
+def open_any_pidfd(pid: int) -> int | None:
+    """A pidfd of whichever process has this pid now; None if it cannot be had."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None
 
 
 def wait_status(pidfd: int, pid: int, ticks: int) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -24,20 +24,29 @@ class Recorder:
     """A watch with a door and a clock. Only for who holds the room's life."""
 
     def __init__(
-        self, room: Path, intake: Intake, door: Door, watch: Watch, epoll: select.epoll
+        self,
+        room: Path,
+        intake: Intake,
+        door: Door,
+        watch: Watch,
+        epoll: select.epoll,
+        neighbours: Callable[[], object] = lambda: None,
     ) -> None:
+        """*neighbours*: what is to be done now and then for other rooms."""
         self.is_stopped = False
         self._room = room
         self._intake = intake
         self._door = door
         self._watch = watch
         self._epoll = epoll
+        self._neighbours = neighbours
         self._asking: list[Caller] = []
 
     def run(self, callers: Sequence[Caller], idle_seconds: float) -> None:
         """Until `is_stopped`, or until there was nothing to do for *idle_seconds*."""
         self._serve(callers)
         self._scan()
+        self._neighbours()
         scanned = ticked = busy = time.monotonic()
         nap = _SHORTEST_NAP
         while not self.is_stopped:
@@ -46,6 +55,7 @@ class Recorder:
             if now - scanned >= _SCAN_SECONDS:
                 scanned = now
                 self._scan()
+                self._neighbours()
             nap = _SHORTEST_NAP if self._watch.read() else min(1.5 * nap, _LONGEST_NAP)
             self._answer()
             if self._watch.followers:

@@ -1,0 +1,152 @@
+"""Containers and odd worlds, made for real: namespaces, cgroups, mounts, limits."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stagewatch import semconv
+from stagewatch.model import Outcome, Run
+from tests.jobs import BIN, Jobs, wait_for
+from tests.otlp_receiver import OtlpReceiver
+
+STAGE = """
+    import stagewatch, sys, time
+    from pathlib import Path
+    me = sys.argv[1]
+    with stagewatch.stage("load") as stage:
+        stage.records(out=5)
+        Path(me + ".up").touch()
+        while Path(me + ".hold").exists():
+            time.sleep(0.02)
+"""
+"""A job with a name, which goes on while a file of that name with ``.hold`` is there."""
+
+STAY = "; while [ -e staying ]; do sleep 0.05; done"
+"""For a shell: the container goes on for a while after its job."""
+
+root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may make namespaces")
+
+
+@pytest.fixture
+def receiver() -> Iterator[OtlpReceiver]:
+    with OtlpReceiver() as found:
+        yield found
+
+
+@pytest.fixture
+def sending(jobs: Jobs, receiver: OtlpReceiver) -> Jobs:
+    """Jobs that send to *receiver*."""
+    jobs.environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = receiver.endpoint
+    return jobs
+
+
+def container(jobs: Jobs, name: str, shell: str, **environment: str) -> subprocess.Popen[str]:
+    """*shell* as PID 1 of a container; who kills what this returns kills the container.
+
+    It shares this host's files and network, and its name is its only id.
+    """
+    alone = f"mount --bind /dev/null /etc/machine-id 2>/dev/null; hostname {name}; {shell}; :"
+    unshare = ["unshare", "--pid", "--uts", "--mount", "--fork", "--mount-proc", "--kill-child"]
+    return subprocess.Popen(
+        [*unshare, "/bin/sh", "-c", alone],
+        cwd=jobs.directory,
+        env={**jobs.environment, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def command(jobs: Jobs, name: str) -> str:
+    """The shell command of the job *name*."""
+    script = jobs.script(STAGE)
+    return shlex.join([str(BIN / "opentelemetry-instrument"), "python", str(script), name])
+
+
+def held(jobs: Jobs, name: str) -> Path:
+    """A file that holds the job *name*, until it is removed."""
+    path = jobs.directory / f"{name}.hold"
+    path.touch()
+    return path
+
+
+def is_up(jobs: Jobs, name: str) -> bool:
+    return (jobs.directory / f"{name}.up").exists()
+
+
+def total(receiver: OtlpReceiver, metric: str, **attributes: str) -> float | None:
+    """What a series stands at by the last word; AssertionError where two senders sent it."""
+    points = [
+        point
+        for point in receiver.metric_points
+        if point.name == metric and attributes.items() <= point.attributes.items()
+    ]
+    assert len({point.resource["service.instance.id"] for point in points}) <= 1
+    return points[-1].value if points else None
+
+
+def by_outcome(runs: list[Run]) -> list[tuple[Outcome | None, str | None]]:
+    return sorted(((run.outcome, run.error_type) for run in runs), key=str)
+
+
+@root
+def test_container_killed_whole(sending: Jobs, receiver: OtlpReceiver) -> None:
+    """Of two containers on one state directory one is killed: the other's recorder closes its run,
+    and the totals of both, from one sender, are exact."""
+    holds = {name: held(sending, name) for name in ("one", "two")}
+    # A shell between PID 1 and the job: else the job would ship by itself.
+    (sending.directory / "staying").touch()
+    containers = {
+        name: container(sending, name, f"sh -c {shlex.quote(command(sending, name) + STAY)}")
+        for name in holds
+    }
+    for name in holds:
+        wait_for(lambda name=name: is_up(sending, name))
+    assert len(list((sending.state / "rooms").iterdir())) == 2
+    receiver.wait_for(lambda r: total(r, semconv.RUN_ACTIVE.name) == 2, 20)
+    containers["one"].kill()
+    containers["one"].communicate()
+    (run,) = [run for run in sending.runs(ended=1) if run.end is not None]
+    assert (run.outcome, run.error_type, run.records_out) == (Outcome.ERROR, "unknown", 5)
+    holds["two"].unlink()
+    assert by_outcome(sending.runs(ended=2)) == [
+        (Outcome.ERROR, "unknown"),
+        (Outcome.SUCCESS, None),
+    ]
+    receiver.wait_for(lambda r: len([span for span in r.spans if span.name == "etl"]) == 2, 20)
+    receiver.wait_for(lambda r: total(r, semconv.RUN_ACTIVE.name) == 0, 20)
+    assert total(receiver, semconv.RUNS.name, **{semconv.RUN_OUTCOME: "error"}) == 1
+    assert total(receiver, semconv.RUNS.name, **{semconv.RUN_OUTCOME: "success"}) == 1
+    assert total(receiver, semconv.RECORDS.name, direction="out") == 10
+    assert len({span.span_id for span in receiver.spans}) == len(receiver.spans)
+    (sending.directory / "staying").unlink()
+    _, errors = containers["two"].communicate(timeout=30)
+    assert errors == ""
+
+
+@root
+def test_next_container_closes_the_last(jobs: Jobs) -> None:
+    """A container comes after one that was killed whole: with the same pids, and with the same
+    PID namespace as far as its number goes, and yet the runs are two."""
+    hold = held(jobs, "job")
+    (jobs.directory / "staying").touch()
+    shell = f"sh -c {shlex.quote(command(jobs, 'job') + STAY)}"
+    first = container(jobs, "first", shell)
+    wait_for(lambda: is_up(jobs, "job"))
+    wait_for(lambda: len(jobs.runs(ended=0)) == 1)
+    first.kill()
+    first.communicate()
+    hold.unlink()
+    second = container(jobs, "second", shell)
+    runs = jobs.runs(ended=2)
+    assert by_outcome(runs) == [(Outcome.ERROR, "unknown"), (Outcome.SUCCESS, None)]
+    assert len({run.pid for run in runs}) == 1
+    (jobs.directory / "staying").unlink()
+    _, errors = second.communicate(timeout=30)
+    assert errors == ""

@@ -38,13 +38,23 @@ _DEAD_AFTER: Final = 20
 """Looks at a half-written copy until it is clear that nobody goes on with it."""
 
 LAYOUTS: Final[dict[str, tuple[str, ...]]] = {
-    "run": ("records_in", "records_out", "records_rejected", "retries", "counted"),
+    "run": (
+        "records_in",
+        "records_out",
+        "records_rejected",
+        "retries",
+        "bytes_in",
+        "bytes_out",
+        "counted",
+    ),
     "stage": (
         "span_id",
         "records_in",
         "records_out",
         "records_rejected",
         "retries",
+        "bytes_in",
+        "bytes_out",
         "counted",
     ),
     "operation": ("calls", "nanoseconds", "rows_in", "rows_out"),
@@ -59,6 +69,8 @@ LAYOUTS: Final[dict[str, tuple[str, ...]]] = {
         "records_out",
         "records_rejected",
         "retries",
+        "bytes_in",
+        "bytes_out",
         "counted",
         *(f"bucket_{number}" for number in range(len(DURATION_BUCKETS) + 1)),
     ),

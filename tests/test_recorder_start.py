@@ -23,7 +23,7 @@ from stagewatch.model import Outcome, Run
 
 Found = TypeVar("Found")
 JOB = Path(__file__).with_name("recorder_job.py")
-ANNOUNCED = {"known": True, "started": True, "ships_itself": False}
+ANNOUNCED = {"known": True, "started": True, "alone": ""}
 
 
 def eventually(find: Callable[[], Found | None], seconds: float = 20.0) -> Found:
@@ -397,10 +397,10 @@ def test_forked_child_only_says_hello(place: Place) -> None:
 job = Job()
 print_json(to_dict(start.introduce(job.room, job.key, os.environ)))
 """
-    assert place.run(code) == {"known": False, "started": False, "ships_itself": False}
+    assert place.run(code) == {"known": False, "started": False, "alone": ""}
     assert place.recorders() == []
     place.run("Job().announce()")
-    assert place.run(code) == {"known": True, "started": False, "ships_itself": False}
+    assert place.run(code) == {"known": True, "started": False, "alone": ""}
 
 
 def test_subreaper_ships_itself(place: Place) -> None:
@@ -409,7 +409,11 @@ def test_subreaper_ships_itself(place: Place) -> None:
 import ctypes; ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 print_json(to_dict(Job().announce()))
 """
-    assert place.run(code) == {"known": False, "started": False, "ships_itself": True}
+    assert place.run(code) == {
+        "known": False,
+        "started": False,
+        "alone": "nothing outlives this process",
+    }
     assert place.recorders() == []
 
 
@@ -419,7 +423,7 @@ def test_first_process_of_a_namespace(place: Place) -> None:
 from stagewatch.exporters.recorder import run_in_process
 job = Job(final=True); announced = job.announce(); job.spans(10); job.exiting()
 run_in_process(job.state, job.room, os.environ, 1.0)
-print_json([os.getpid(), announced.ships_itself])
+print_json([os.getpid(), bool(announced.alone)])
 """
     if os.geteuid():
         pytest.skip("only root may make a PID namespace")

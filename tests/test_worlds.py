@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,33 @@ STAGE = """
             time.sleep(0.02)
 """
 """A job with a name, which goes on while a file of that name with ``.hold`` is there."""
+
+STAGE_HELD = """
+    with stagewatch.stage("load"):
+        while Path(me + ".hold").exists():
+            time.sleep(0.02)
+"""
+"""The same in a second stage."""
+
+POOL = """
+    import multiprocessing, stagewatch, sys, time
+    from pathlib import Path
+
+    def part(number):
+        with stagewatch.stage("part") as stage:
+            stage.records(out=10)
+
+    with stagewatch.stage("first") as stage:
+        stage.records(out=5)
+    while not Path("job.pool").exists():
+        time.sleep(0.02)
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        pool.map(part, range(4))
+        pool.close()
+        pool.join()
+    while Path("job.hold").exists():
+        time.sleep(0.02)
+"""
 
 STAY = "; while [ -e staying ]; do sleep 0.05; done"
 """For a shell: the container goes on for a while after its job."""
@@ -91,6 +120,16 @@ def total(receiver: OtlpReceiver, metric: str, **attributes: str) -> float | Non
     return points[-1].value if points else None
 
 
+def recorders(jobs: Jobs) -> list[int]:
+    """Pids of the recorders, and keepers, of these jobs."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            if entry.name.isdigit() and str(jobs.state) in (entry / "cmdline").read_text():
+                found.append(int(entry.name))
+    return found
+
+
 def by_outcome(runs: list[Run]) -> list[tuple[Outcome | None, str | None]]:
     return sorted(((run.outcome, run.error_type) for run in runs), key=str)
 
@@ -150,3 +189,99 @@ def test_next_container_closes_the_last(jobs: Jobs) -> None:
     (jobs.directory / "staying").unlink()
     _, errors = second.communicate(timeout=30)
     assert errors == ""
+
+
+@pytest.fixture
+def little_memory() -> Iterator[Path]:
+    """A cgroup (v1) of 64 MB."""
+    group = Path("/sys/fs/cgroup/memory", f"stagewatch-{os.getpid()}")
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no memory cgroup can be made here: {error}")
+    (group / "memory.limit_in_bytes").write_text(str(64 << 20))
+    yield group
+    group.rmdir()
+
+
+@root
+def test_little_memory(sending: Jobs, receiver: OtlpReceiver, little_memory: Path) -> None:
+    """In 64 MB a job has no recorder beside it: a thread of it sends, and it is said once."""
+    hold = held(sending, "job")
+    script = sending.script(STAGE.replace('"load"', '"extract"').split("while")[0] + STAGE_HELD)
+    shell = f'echo $$ > {little_memory}/cgroup.procs; exec "$0" "$@"'
+    job = subprocess.Popen(
+        ["/bin/sh", "-c", shell, BIN / "opentelemetry-instrument", "python", script, "job"],
+        cwd=sending.directory,
+        env=sending.environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    receiver.wait_for(lambda r: "extract" in [span.name for span in r.spans], 30)
+    assert recorders(sending) == []
+    hold.unlink()
+    _, errors = job.communicate(timeout=30)
+    assert (job.returncode, errors.count("\n")) == (0, 1), errors
+    assert "a limit of 64 MB of memory leaves no room for a recorder" in errors
+    receiver.wait_for(lambda r: {"etl", "load"} <= {span.name for span in r.spans}, 20)
+    assert by_outcome(sending.runs()) == [(Outcome.SUCCESS, None)]
+    assert len({span.span_id for span in receiver.spans}) == len(receiver.spans)
+    assert total(receiver, semconv.RECORDS.name, direction="out") == 5
+
+
+@root
+def test_first_process_of_a_container(sending: Jobs, receiver: OtlpReceiver) -> None:
+    """PID 1 sends while it runs, forks a pool meanwhile, and is killed: the next closes its run."""
+    held(sending, "job")
+    script = sending.script(POOL)
+    job = shlex.join([str(BIN / "opentelemetry-instrument"), "python", str(script), "job"])
+    process = container(sending, "alone", f"exec {job}")
+    receiver.wait_for(lambda r: "first" in [span.name for span in r.spans], 30)
+    (sending.directory / "job.pool").touch()
+    records = {"first": 5, "part": 40}
+    receiver.wait_for(
+        lambda r: (
+            {name: total(r, semconv.RECORDS.name, **{semconv.STAGE_NAME: name}) for name in records}
+            == records
+        ),
+        20,
+    )
+    assert total(receiver, semconv.RUN_ACTIVE.name) == 1
+    process.kill()
+    _, errors = process.communicate(timeout=30)
+    assert errors == ""
+    sending.run("pass", "next.py")
+    runs = sending.runs(ended=2)
+    assert by_outcome(runs) == [(Outcome.ERROR, "unknown"), (Outcome.SUCCESS, None)]
+    receiver.wait_for(lambda r: {"etl", "next"} <= {span.name for span in r.spans}, 20)
+    assert [span.name for span in receiver.spans].count("part") == 4
+    assert len({span.span_id for span in receiver.spans}) == len(receiver.spans)
+
+
+@pytest.mark.parametrize("seconds", ["0", "5"])
+def test_no_process_allowed(sending: Jobs, receiver: OtlpReceiver, seconds: str) -> None:
+    """Where no process may be started (seccomp) the job sends by itself, at the latest at its
+    end, and its own word on how it ended is believed."""
+    script = sending.script(
+        f"""
+        import stagewatch, subprocess, time
+        try:
+            subprocess.run(["true"])
+        except PermissionError:
+            with stagewatch.stage("alone"):
+                time.sleep({seconds})
+        """
+    )
+    sandbox = Path(__file__).with_name("no_processes.py")
+    done = subprocess.run(
+        [sys.executable, sandbox, BIN / "opentelemetry-instrument", "python", script],
+        cwd=sending.directory,
+        env=sending.environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (0, "", 1), done.stderr
+    assert "no recorder can be started (Operation not permitted)" in done.stderr
+    assert {"alone", "etl"} == {span.name for span in receiver.spans}
+    assert by_outcome(sending.runs()) == [(Outcome.SUCCESS, None)]

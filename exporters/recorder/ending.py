@@ -43,7 +43,8 @@ def end_process(
     """
     batch = Batch()
     exiting = journal.exiting or exiting_of_successor(books.link, key, process.run_id)
-    verdict = judge(death.wait_status, exiting, process.final_exit, death.lost_host)
+    is_final = process.final_exit or (exiting is not None and exiting.is_final)
+    verdict = judge(death.wait_status, exiting, is_final, death.lost_host)
     end = death.at or max(journal.seen, page.word(Words.LAST_ACTIVITY) if page else 0)
     if exiting is not None and (death.wait_status is None or os.WIFEXITED(death.wait_status)):
         end = exiting.end

@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 from stagewatch.exporters.journal import start_ticks
+from stagewatch.exporters.recorder import resident
 from stagewatch.exporters.recorder.door import Door
 from stagewatch.exporters.recorder.ingest import Intake
 from stagewatch.exporters.recorder.start import ask_to_take_in
@@ -29,8 +30,13 @@ def run_in_process(
     from stagewatch.exporters.recorder.sender import ship
 
     until = time.monotonic() + deadline_seconds
+    thread = resident.installed
+    if thread is not None and not thread.end(deadline_seconds):
+        return
     if not take_in(state, room, environ, is_last_word=True):
         ask_to_take_in(room, deadline_seconds)
+        return
+    if thread is not None and not thread.has_sent(max(until - time.monotonic(), 0.0)):
         return
     if destination(environ).protocols:
         ship(state, environ, max(until - time.monotonic(), 0.0))
@@ -70,6 +76,7 @@ def take_in(state: Path, room: Path, environ: Mapping[str, str], *, is_last_word
                 watch.end_ours(start_ticks())
             else:
                 watch.bury()
+                intake.tick(watch.sightings(), time.time_ns())
         finally:
             watch.close()
             intake.stop(0.0)

@@ -66,8 +66,11 @@ def spawn(room: Path, state: Path, listening: int, environ: Mapping[str, str]) -
     finally:
         os.close(null)
         os.close(handed)
+    status = 0
     with suppress(ChildProcessError):
-        os.waitpid(pid, 0)  # it has put the keeper into the background and is gone
+        _, status = os.waitpid(pid, 0)  # it has put the keeper into the background and is gone
+    if status:
+        raise OSError(f"{command[0]} ended with wait status {status}")
 
 
 def recorder_environment(environ: Mapping[str, str]) -> dict[str, str]:

@@ -34,6 +34,9 @@ SYNC: Final = b"sync"
 SYNCED: Final = b"ok"
 _PATIENCE_SECONDS: Final = 1.0
 _START_SECONDS: Final = 10.0
+OUTLIVED_BY_NOTHING: Final = "nothing outlives this process"
+_LITTLE_MEMORY: Final = 128 << 20
+"""A recorder takes about 45 MB of it."""
 _INITIAL_NAMESPACE: Final = 0xEFFFFFFC
 _PR_GET_CHILD_SUBREAPER: Final = 37
 _FLOCK: Final = struct.Struct("@hhqqi")
@@ -45,6 +48,10 @@ _HEADERS: Final = (
 )
 
 
+class Alone(Exception):
+    """No recorder can be started; the message says why."""
+
+
 class Announced(Struct, frozen=True):
     """What came of it."""
 
@@ -52,8 +59,8 @@ class Announced(Struct, frozen=True):
     """The recorder, or the queue of one that starts, has this process's pidfd."""
     started: bool = False
     """This process started the recorder."""
-    ships_itself: bool = False
-    """No recorder can outlive this process: it has to ship in its own last moments."""
+    alone: str = ""
+    """Why this process can have no recorder and has to ship by itself; empty where it can."""
 
 
 def announce(room: Path, key: str, environ: Mapping[str, str], state: Path) -> Announced:
@@ -64,11 +71,13 @@ def announce(room: Path, key: str, environ: Mapping[str, str], state: Path) -> A
     """
     try:
         if dies_with_us():
-            return Announced(ships_itself=True)
+            return Announced(alone=OUTLIVED_BY_NOTHING)
         with _opened(room, os.O_PATH | os.O_DIRECTORY) as directory:
             return _announce(directory, room, key, environ, state)
     except BlockingIOError:
         return Announced()  # thousands wait already: the recorder's scan finds our journal
+    except Alone as reason:
+        return Announced(alone=str(reason))
     except Exception as error:
         safety.report(error)
         return Announced()
@@ -78,7 +87,7 @@ def introduce(room: Path, key: str, environ: Mapping[str, str]) -> Announced:
     """Like `announce`, but never starts a recorder: for a child that the user's code forked."""
     try:
         if dies_with_us():
-            return Announced(ships_itself=True)
+            return Announced(alone=OUTLIVED_BY_NOTHING)
         with _opened(room, os.O_PATH | os.O_DIRECTORY) as directory:
             connection = _connect(directory)
             if connection is None:
@@ -129,11 +138,17 @@ def ask_to_take_in(room: Path, timeout: float = 2.0) -> bool:
 
 def dies_with_us() -> bool:
     """Whether a recorder started here would be our child or die with us (decisions 5 and 27)."""
-    if 1 in (os.getpid(), os.getppid()) and pid_namespace() != _INITIAL_NAMESPACE:
+    if 1 in (os.getpid(), os.getppid(), _opener()) and pid_namespace() != _INITIAL_NAMESPACE:
         return True
     flag = ctypes.c_int(0)
     ctypes.CDLL(None).prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(flag), 0, 0, 0)
     return bool(flag.value)
+
+
+def _opener() -> int:
+    """Pid of the process whose run this one joins: as PID 1 it would inherit our recorder."""
+    pid = os.environ.get("STAGEWATCH_RUN", "").split(".", 2)[1:2]
+    return int(pid[0]) if pid and pid[0].isdecimal() else 0
 
 
 def try_lock(alive: int, byte: int) -> bool:
@@ -242,7 +257,10 @@ def _has_had_its_time(room: Path) -> bool:
 
 
 def _elect(directory: int, room: Path, environ: Mapping[str, str], state: Path) -> bool:
-    """Bind, listen and start a recorder, unless somebody else does or did. May raise OSError."""
+    """Bind, listen and start a recorder, unless somebody else does or did.
+
+    Raises Alone where none can be started, and OSError.
+    """
     with _opened(room / "alive", os.O_RDWR | os.O_CREAT) as alive:
         # The life of a recorder that is about to leave does not matter: ours waits for its end.
         if not try_lock(alive, ELECTION_BYTE):
@@ -255,6 +273,7 @@ def _elect(directory: int, room: Path, environ: Mapping[str, str], state: Path) 
                 return False
         from stagewatch.exporters.recorder.spawn import spawn  # most processes need none
 
+        _leave_room_for_the_job()
         path = f"/proc/self/fd/{directory}/sock"
         with suppress(FileNotFoundError):
             os.unlink(path)
@@ -263,8 +282,19 @@ def _elect(directory: int, room: Path, environ: Mapping[str, str], state: Path) 
             os.fchmod(listening.fileno(), 0o600)
             listening.bind(path)
             listening.listen(QUEUE)
-            spawn(room, state, listening.fileno(), environ)
+            try:
+                spawn(room, state, listening.fileno(), environ)
+            except OSError as error:
+                raise Alone(f"no recorder can be started ({error.strerror or error})") from error
         return True
+
+
+def _leave_room_for_the_job() -> None:
+    from stagewatch.exporters.recorder.limits import memory_limit
+
+    limit = memory_limit()
+    if limit is not None and limit <= _LITTLE_MEMORY:
+        raise Alone(f"a limit of {limit >> 20} MB of memory leaves no room for a recorder")
 
 
 def _is_locked(alive: int, byte: int) -> bool:

@@ -361,13 +361,30 @@ def test_another_namespace(tmp_path: Path, watch: Watch, intake: FakeIntake) -> 
             file.seek(24)
             file.write(elsewhere)
     living.page.set(Words.HELD, 1)
-    dead.page.set(Words.HELD, 1)
-    page = page_path(tmp_path, dead.key)
-    page.with_suffix(".copy").write_bytes(page.read_bytes())
-    page.with_suffix(".copy").rename(page)  # which nobody holds
+    let_go(dead)
     watch.find(journals(tmp_path))
     watch.bury()
     assert intake.closed == [(dead.key, None, False)]
+
+
+def test_without_start_ticks(tmp_path: Path, watch: Watch, intake: FakeIntake) -> None:
+    """Of a process that had no /proc its page tells whether it lives, its pid alone does not."""
+    living = write(tmp_path, f"{os.getpid()}.0.aa", [1])
+    living.page.set(Words.HELD, 1)
+    dead = write(tmp_path, f"{os.getpid()}.0.bb", [1])
+    let_go(dead)
+    watch.find(journals(tmp_path))
+    watch.bury()
+    assert intake.closed == [(dead.key, None, False)]
+    assert watch.followers[living.key].pidfd is not None
+
+
+def let_go(journal: JournalWriter) -> None:
+    """As if its process, which held its page, were dead."""
+    journal.page.set(Words.HELD, 1)
+    page = page_path(journal.directory, journal.key)
+    page.with_suffix(".copy").write_bytes(page.read_bytes())
+    page.with_suffix(".copy").rename(page)  # which nobody holds
 
 
 def test_our_own_end(tmp_path: Path, watch: Watch, intake: FakeIntake) -> None:

@@ -285,3 +285,63 @@ def test_no_process_allowed(sending: Jobs, receiver: OtlpReceiver, seconds: str)
     assert "no recorder can be started (Operation not permitted)" in done.stderr
     assert {"alone", "etl"} == {span.name for span in receiver.spans}
     assert by_outcome(sending.runs()) == [(Outcome.SUCCESS, None)]
+
+
+def without_proc(jobs: Jobs, script: Path, *arguments: str) -> subprocess.Popen[str]:
+    """A job in a mount namespace that has no /proc."""
+    shell = 'umount -l -R /proc; [ -e /proc/self ] && exit 77; exec "$0" "$@"'
+    job = [str(BIN / "opentelemetry-instrument"), "python", str(script), *arguments]
+    return subprocess.Popen(
+        ["unshare", "--mount", "/bin/sh", "-c", shell, *job],
+        cwd=jobs.directory,
+        env=jobs.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@root
+def test_without_proc(sending: Jobs, receiver: OtlpReceiver) -> None:
+    """Without /proc a run is recorded like any other: status, stages, children, its killing."""
+    script = sending.script(
+        """
+        import os, stagewatch, subprocess, sys
+        with stagewatch.stage("load") as stage:
+            stage.records(out=5)
+        if not os.fork():
+            with stagewatch.stage("forked"): pass
+            os._exit(0)
+        os.wait()
+        if sys.argv[1:] == ["kill"]:
+            os.kill(os.getpid(), 9)
+        code = "import stagewatch\\nwith stagewatch.stage('child'): pass"
+        subprocess.run(["opentelemetry-instrument", "python", "-c", code], check=True)
+        sys.exit(3)
+        """
+    )
+    ends = []
+    for arguments in ([], ["kill"]):
+        process = without_proc(sending, script, *arguments)
+        output, errors = process.communicate(timeout=30)
+        assert (output, errors) == ("", "")
+        ends.append(process.returncode)
+    assert ends == [3, -9]
+    assert by_outcome(sending.runs(ended=2)) == [
+        (Outcome.ERROR, "killed"),
+        (Outcome.FAILURE, "exit_3"),
+    ]
+    names = ["child", "etl", "etl", "forked", "forked", "load", "load"]
+    receiver.wait_for(lambda r: sorted(span.name for span in r.spans) == names, 20)
+
+
+@root
+def test_without_proc_at_a_long_path(sending: Jobs, receiver: OtlpReceiver) -> None:
+    """Where the socket's path is too long without /proc, the job sends by itself."""
+    deep = sending.directory / ("d" * 120)
+    sending.environment["STAGEWATCH_STATE_DIR"] = str(deep)
+    process = without_proc(sending, sending.script("pass"))
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors.count("\n")) == (0, 1), errors
+    assert "too long for a socket" in errors
+    assert [span.name for span in receiver.spans] == ["etl"]

@@ -10,6 +10,7 @@ import select
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -82,7 +83,7 @@ def _settle(state: Path) -> None:
     os.umask(0o077)
     with guarded:
         _log_into(state / "recorder.log")
-    with guarded, open("/proc/self/oom_score_adj", "w") as file:
+    with guarded, suppress(FileNotFoundError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
     for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE):
         with guarded:

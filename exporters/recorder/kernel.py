@@ -93,7 +93,8 @@ def _of_zombie(pid: int, ticks: int) -> int | None:
         owner = os.stat(f"/proc/{pid}").st_uid
     except (OSError, IndexError):
         return None
-    if int(fields[19]) != ticks or fields[0] not in (b"Z", b"X"):
+    # Not reaped yet, so that its pid is still its own: where its ticks are not known that will do.
+    if (ticks and int(fields[19]) != ticks) or fields[0] not in (b"Z", b"X"):
         return None
     status = int(fields[-1])
     # The kernel shows another user's status as 0, which looks like a success.
@@ -103,4 +104,5 @@ def _of_zombie(pid: int, ticks: int) -> int | None:
 def _wait_for_reaping(pidfd: int) -> None:
     poll = select.poll()
     poll.register(pidfd, 0)
-    poll.poll(_REAPING_MILLISECONDS)
+    # Without /proc a zombie's status is nowhere until its parent asks for it.
+    poll.poll(_REAPING_MILLISECONDS if tells() else 10 * _REAPING_MILLISECONDS)

@@ -35,6 +35,7 @@ SYNCED: Final = b"ok"
 _PATIENCE_SECONDS: Final = 1.0
 _START_SECONDS: Final = 10.0
 OUTLIVED_BY_NOTHING: Final = "nothing outlives this process"
+_LONGEST_PATH: Final = 107
 _LITTLE_MEMORY: Final = 128 << 20
 """A recorder takes about 45 MB of it."""
 _INITIAL_NAMESPACE: Final = 0xEFFFFFFC
@@ -89,12 +90,12 @@ def introduce(room: Path, key: str, environ: Mapping[str, str]) -> Announced:
         if dies_with_us():
             return Announced(alone=OUTLIVED_BY_NOTHING)
         with _opened(room, os.O_PATH | os.O_DIRECTORY) as directory:
-            connection = _connect(directory)
+            connection = _connect(room, directory)
             if connection is None:
                 return Announced()
             with _closing(connection):
                 return Announced(known=_hello(connection, key, environ))
-    except BlockingIOError:
+    except (BlockingIOError, Alone):
         return Announced()
     except Exception as error:
         safety.report(error)
@@ -125,14 +126,14 @@ def ask_to_take_in(room: Path, timeout: float = 2.0) -> bool:
     until = time.monotonic() + timeout
     try:
         with _opened(room, os.O_PATH | os.O_DIRECTORY) as directory:
-            connection = _connect(directory)
+            connection = _connect(room, directory)
             if connection is None:
                 return False
             with _closing(connection):
                 connection.settimeout(max(until - time.monotonic(), 0.001))
                 connection.send(SYNC)
                 return connection.recv(len(SYNCED)) == SYNCED
-    except OSError:
+    except (OSError, Alone):
         return False
 
 
@@ -149,6 +150,16 @@ def _opener() -> int:
     """Pid of the process whose run this one joins: as PID 1 it would inherit our recorder."""
     pid = os.environ.get("STAGEWATCH_RUN", "").split(".", 2)[1:2]
     return int(pid[0]) if pid and pid[0].isdecimal() else 0
+
+
+def socket_path(room: Path, directory: int, name: str = "sock") -> str:
+    """For ``bind`` and ``connect``: of a file in *room*, which is open as *directory*.
+
+    The detour through /proc, because a socket's path has at most 107 bytes.
+    """
+    if os.path.exists("/proc/self/fd"):
+        return f"/proc/self/fd/{directory}/{name}"
+    return str(room / name)
 
 
 def try_lock(alive: int, byte: int) -> bool:
@@ -189,7 +200,7 @@ def _announce(
     nap = 0.001
     started = False
     while started or time.monotonic() < until:
-        connection = _connect(directory)
+        connection = _connect(room, directory)
         if connection is not None:
             with _closing(connection):
                 if started or not _is_void(room):
@@ -203,13 +214,16 @@ def _announce(
     return Announced(started=started)
 
 
-def _connect(directory: int) -> _socket.socket | None:
-    """None if nobody listens. The detour through /proc: a socket's path has at most 107 bytes."""
+def _connect(room: Path, directory: int) -> _socket.socket | None:
+    """None if nobody listens. Raises Alone where nobody can."""
+    path = socket_path(room, directory)
+    if len(os.fsencode(path)) > _LONGEST_PATH:
+        raise Alone(f"without /proc this path is too long for a socket: {path}")
     connection = _socket.socket(
         _socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK
     )
     try:
-        connection.connect(f"/proc/self/fd/{directory}/sock")
+        connection.connect(path)
     except (FileNotFoundError, ConnectionRefusedError):
         connection.close()
         return None
@@ -266,7 +280,7 @@ def _elect(directory: int, room: Path, environ: Mapping[str, str], state: Path) 
         if not try_lock(alive, ELECTION_BYTE):
             return False
         # Between our look and our lock somebody else may have been elected.
-        connection = _connect(directory)
+        connection = _connect(room, directory)
         if connection is not None:
             connection.close()
             if _is_locked(alive, ALIVE_BYTE) or not _has_had_its_time(room):
@@ -274,7 +288,7 @@ def _elect(directory: int, room: Path, environ: Mapping[str, str], state: Path) 
         from stagewatch.exporters.recorder.spawn import spawn  # most processes need none
 
         _leave_room_for_the_job()
-        path = f"/proc/self/fd/{directory}/sock"
+        path = socket_path(room, directory)
         with suppress(FileNotFoundError):
             os.unlink(path)
         listening = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)

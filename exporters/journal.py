@@ -74,7 +74,7 @@ def _namespace_without_proc() -> int:
             return os.fstat(namespace).st_ino
         finally:
             os.close(namespace)
-    except OSError:
+    except (OSError, AttributeError):
         return 0
 
 

@@ -29,6 +29,8 @@ _FIRST_SECONDS: Final = 3.0
 _ROUND_SECONDS: Final = 5.0
 _LONGEST_PAUSE: Final = 60.0
 _SENDING_SECONDS: Final = 5.0
+_IDLE_SHARE: Final = 50.0
+"""So many times the CPU of a round is the pause after it."""
 _NEEDED_BYTES: Final = 24 << 20
 """Of memory, for the libraries that read journals and send."""
 _LOADING_PATIENCE, _PATIENCE = 5.0, 0.5
@@ -106,7 +108,7 @@ class Resident:
             self._gone.release()
 
     def _round(self) -> None:
-        began = time.monotonic()
+        began = time.thread_time()
         is_taken = True
         try:
             with self._reading:
@@ -116,6 +118,7 @@ class Resident:
                 if not self.is_loaded:  # with what it imports
                     is_taken = self._send()
                     self.is_loaded = True
+                    began = time.thread_time()
                     return
             with self._sending:
                 if not self._is_over:
@@ -124,9 +127,9 @@ class Resident:
             report(error)
             is_taken = False
         finally:
-            longer = min(2 * self._pause, _LONGEST_PAUSE)
-            self._pause = _ROUND_SECONDS if is_taken else max(longer, _ROUND_SECONDS)
-            self._pause = max(self._pause, 20 * (time.monotonic() - began))
+            longer = _ROUND_SECONDS if is_taken else min(2 * self._pause, _LONGEST_PAUSE)
+            effort = _IDLE_SHARE * (time.thread_time() - began)
+            self._pause = max(longer, _ROUND_SECONDS, effort)
             # Who logs is given an entry there.
             threading._active.pop(_thread.get_ident(), None)  # type: ignore[attr-defined]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -16,9 +17,12 @@ from typing import TypeVar
 
 import pytest
 
+from stagewatch import semconv
+from stagewatch.database import connect
 from stagewatch.exporters.recorder import start, take_in_all
 from stagewatch.exporters.recorder.spawn import recorder_environment
 from stagewatch.history import open_history
+from stagewatch.measures import SECOND
 from stagewatch.model import Outcome, Run
 
 Found = TypeVar("Found")
@@ -278,6 +282,34 @@ def test_dead_keeper_and_recorder(place: Place) -> None:
     job.communicate(b"\n", timeout=30)
     assert list(place.statuses(1).values()) == [3 << 8]
     assert spans(place) == 10
+
+
+def test_time_that_nobody_watched(place: Place) -> None:
+    """With both dead the next start counts for how long a run that still lives was not watched."""
+    job = place.start("job = Job(age=100); job.announce(); sys.stdin.readline()")
+    eventually(lambda: start_is_over(place) and (place.room / "seen").exists())
+    for pid in place.recorders(keeper=True) + place.recorders():
+        os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not place.recorders())
+    boot, _, at = (place.room / "seen").read_text().partition(" ")
+    (place.room / "seen").write_text(f"{boot} {int(at) - 60 * SECOND}")
+    place.run("Job().announce(); os._exit(0)")
+    seconds = eventually(lambda: unwatched(place))
+    assert 60 <= seconds < 100
+    place.run("Job().announce(); os._exit(0)")
+    assert start.ask_to_take_in(place.room, 20.0)
+    assert unwatched(place) == seconds
+    job.communicate(b"\n", timeout=30)
+
+
+def unwatched(place: Place) -> float:
+    """Seconds, as counted."""
+    with contextlib.closing(connect(place.state)) as link:
+        found = link.execute(
+            "select value from total join instrument on instrument.id = instrument where name = ?",
+            (semconv.UNWATCHED.name,),
+        ).fetchall()
+    return sum(value for (value,) in found)
 
 
 def test_terminated_recorder_keeps_the_rest(place: Place) -> None:

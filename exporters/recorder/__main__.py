@@ -49,19 +49,14 @@ def _record(state: Path, room: Path, listening: int, place: int, deposit: Deposi
     # Only who is the recorder loads the rest, and opens the history.
     from stagewatch.config import load_or_default
     from stagewatch.exporters.recorder.ingest import open_intake
-    from stagewatch.exporters.recorder.neighbours import Neighbours
+    from stagewatch.exporters.recorder.upkeep import Upkeep
 
     remember_settings(room, os.environ)
     settings = load_or_default(os.environ, Path("/"))[0].settings
     intake = open_intake(state, room, os.environ)
     watch = Watch(room, intake, epoll, settings, deposit)
-    neighbours = Neighbours(state, room, os.environ)
-
-    def look_after_neighbours() -> None:
-        if neighbours.look_after():
-            intake.wake()
-
-    recorder = Recorder(room, intake, door, watch, epoll, look_after_neighbours)
+    upkeep = Upkeep(state, room, os.environ, intake, watch)
+    recorder = Recorder(room, intake, door, watch, epoll, upkeep.do)
 
     def stop(*_: object) -> None:
         recorder.is_stopped = True

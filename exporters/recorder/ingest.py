@@ -24,6 +24,7 @@ from stagewatch.exporters.recorder.books import (
     save_journal,
 )
 from stagewatch.exporters.recorder.ending import end_process
+from stagewatch.exporters.recorder.increments import Increment
 from stagewatch.exporters.recorder.live import Live, note_records
 from stagewatch.exporters.recorder.outcome import Death
 from stagewatch.exporters.recorder.sender import Sender
@@ -150,6 +151,15 @@ class Intake:
                 by_run.setdefault(journal.run, []).append((journal, page))
             for run, members in by_run.items():
                 note_records(self._link, run, members)
+
+    def unwatched(self, key: str, seconds: float, now: int) -> None:
+        """For so long nobody watched the run that the process with the journal *key* opened."""
+        journal = self._journals.get(key)
+        if journal is None or journal.process is None or journal.opened is None:
+            return
+        with self._changing(key):
+            lost = [Increment(semconv.UNWATCHED, (), seconds)]
+            self._books.totals.add(lost, None, self._books.interned.own_resource(), now)
 
     def is_busy(self) -> bool:
         """Whether anything waits that this recorder is the one to send."""

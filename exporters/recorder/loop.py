@@ -30,23 +30,24 @@ class Recorder:
         door: Door,
         watch: Watch,
         epoll: select.epoll,
-        neighbours: Callable[[], object] = lambda: None,
+        upkeep: Callable[[], object] = lambda: None,
     ) -> None:
-        """*neighbours*: what is to be done now and then for other rooms."""
+        """*upkeep*: what else is to be done when all have been found, and now and then."""
         self.is_stopped = False
         self._room = room
         self._intake = intake
         self._door = door
         self._watch = watch
         self._epoll = epoll
-        self._neighbours = neighbours
+        self._upkeep = upkeep
         self._asking: list[Caller] = []
 
     def run(self, callers: Sequence[Caller], settings: Settings) -> None:
         """Until `is_stopped`, or until there was nothing to do for its ``recorder_idle``."""
         self._serve(callers)
         self._scan()
-        self._neighbours()
+        self._watch.read()
+        self._upkeep()
         scanned = ticked = busy = time.monotonic()
         nap = _SHORTEST_NAP
         while not self.is_stopped:
@@ -57,7 +58,7 @@ class Recorder:
             if now - scanned >= _SCAN_SECONDS:
                 scanned = now
                 self._scan()
-                self._neighbours()
+                self._upkeep()
             nap = _SHORTEST_NAP if self._watch.read() else min(1.5 * nap, _LONGEST_NAP)
             self._answer()
             if self._watch.followers:

@@ -25,6 +25,7 @@ from stagewatch.exporters.recorder.observer import Observer, Process, Seen, read
 from stagewatch.exporters.recorder.outcome import Death
 from stagewatch.exporters.recorder.shortage import Shortage
 from stagewatch.exporters.recorder.vitals import Sighting
+from stagewatch.measures import SECOND, uptime
 from stagewatch.records import ProcessStarted
 
 _ORPHAN_SECONDS: Final = 60.0
@@ -148,6 +149,15 @@ class Watch:
             for follower, page in zip(written, pages[process], strict=True):
                 found[follower.key] = _sighting(page, what, is_last=follower is last)
         return found
+
+    def ages(self) -> dict[str, float]:
+        """Seconds for which those have lived that opened a run and go on with it."""
+        return {
+            follower.key: _age(follower.started)
+            for follower in self.followers.values()
+            if follower.started is not None and follower.opens_run
+            if follower.key not in self._dead
+        }
 
     def is_pidfd(self, descriptor: int) -> bool:
         """Whether this descriptor is one of a process that is watched."""
@@ -277,6 +287,12 @@ class Watch:
             follower.pidfd = None
             if self._deposit is not None:
                 self._deposit.tidy(lambda key: key in self.followers)
+
+
+def _age(started: ProcessStarted) -> float:
+    if started.uptime:
+        return (uptime() - started.uptime) / SECOND
+    return (time.time_ns() - started.start) / SECOND
 
 
 def _began(follower: Follower) -> int:

@@ -287,11 +287,11 @@ def test_dead_keeper_and_recorder(place: Place) -> None:
 def test_time_that_nobody_watched(place: Place) -> None:
     """With both dead the next start counts for how long a run that still lives was not watched."""
     job = place.start("job = Job(age=100); job.announce(); sys.stdin.readline()")
-    eventually(lambda: start_is_over(place) and (place.room / "seen").exists())
+    seen = eventually(lambda: start_is_over(place) and read(place.room / "seen"))
     for pid in place.recorders(keeper=True) + place.recorders():
         os.kill(pid, signal.SIGKILL)
     eventually(lambda: not place.recorders())
-    boot, _, at = (place.room / "seen").read_text().partition(" ")
+    boot, _, at = seen.partition(" ")
     (place.room / "seen").write_text(f"{boot} {int(at) - 60 * SECOND}")
     place.run("Job().announce(); os._exit(0)")
     seconds = eventually(lambda: unwatched(place))
@@ -300,6 +300,11 @@ def test_time_that_nobody_watched(place: Place) -> None:
     assert start.ask_to_take_in(place.room, 20.0)
     assert unwatched(place) == seconds
     job.communicate(b"\n", timeout=30)
+
+
+def read(path: Path) -> str:
+    """What stands in a file that may not be there yet."""
+    return path.read_text() if path.exists() else ""
 
 
 def unwatched(place: Place) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -189,6 +190,30 @@ def test_next_container_closes_the_last(jobs: Jobs) -> None:
     (jobs.directory / "staying").unlink()
     _, errors = second.communicate(timeout=30)
     assert errors == ""
+
+
+def test_recorder_killed_with_the_job(sending: Jobs, receiver: OtlpReceiver) -> None:
+    """Systemd, CI runners and batch systems kill all there is: the next start closes and ships."""
+    receiver.refuse()
+    held(sending, "job")
+    job = sending.start("python", sending.script(STAGE), "job")
+    wait_for(lambda: is_up(sending, "job") and len(recorders(sending)) == 2)
+    wait_for(lambda: sending.runs(ended=0))
+    for pid in (*recorders(sending), job.pid):
+        os.kill(pid, signal.SIGKILL)
+    job.communicate()
+    wait_for(lambda: not recorders(sending))
+    receiver.serve()
+    sending.run("pass", "next.py")
+    assert by_outcome(sending.runs(ended=2)) == [
+        (Outcome.ERROR, "unknown"),
+        (Outcome.SUCCESS, None),
+    ]
+    receiver.wait_for(lambda r: len(r.spans) == 3, 20)
+    assert {span.name for span in receiver.spans} == {"etl", "load", "next"}
+    receiver.wait_for(lambda r: total(r, semconv.RUN_ACTIVE.name) == 0, 20)
+    assert total(receiver, semconv.RECORDS.name, direction="out") == 5
+    assert total(receiver, semconv.RUNS.name, **{semconv.RUN_OUTCOME: "error"}) == 1
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ is not whole does not fit its checksum.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
 import time
@@ -25,6 +26,8 @@ ROLLED: Final = 0xFFFFFFFF
 """In place of a length: the journal goes on in the next segment."""
 FIRST_SEGMENT: Final = 1 << 16
 LAST_SEGMENT: Final = 1 << 22
+_PIDFD_GET_PID_NAMESPACE: Final = 0xFF05
+"""``_IO(0xFF, 5)``, since Linux 6.11."""
 _RETRY_SECONDS: Final = 1.0
 
 
@@ -39,14 +42,40 @@ def page_path(directory: Path, key: str) -> Path:
 
 
 def start_ticks(pid: int | str = "self") -> int:
-    """When a process started, in clock ticks since boot; OSError if there is no such process."""
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        return int(file.read().rsplit(b")", 1)[1].split()[19])
+    """When a process started, in clock ticks since boot; OSError if there is no such process.
+
+    0 for this one where there is no /proc.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rsplit(b")", 1)[1].split()[19])
+    except FileNotFoundError:
+        if pid == "self":
+            return 0
+        raise
 
 
 def pid_namespace() -> int:
-    """Inode of this process's PID namespace."""
-    return os.stat("/proc/self/ns/pid").st_ino
+    """Inode of this process's PID namespace; 0 where nothing tells."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return _namespace_without_proc()
+
+
+def _namespace_without_proc() -> int:
+    try:
+        pidfd = os.pidfd_open(os.getpid())
+        try:
+            namespace = fcntl.ioctl(pidfd, _PIDFD_GET_PID_NAMESPACE)
+        finally:
+            os.close(pidfd)
+        try:
+            return os.fstat(namespace).st_ino
+        finally:
+            os.close(namespace)
+    except (OSError, AttributeError):
+        return 0
 
 
 def host_id() -> str:

@@ -131,6 +131,7 @@ def write(
     room: Path, key: str, numbers: Sequence[int], first: Record | None = None
 ) -> JournalWriter:
     journal = JournalWriter(room, key, max_bytes=1 << 26)
+    journal.page.set(Words.HELD, 0)  # by this process, which lives
     journal.append(first or started(key))
     for number in numbers:
         journal.append(NameDefined(number, f"name {number}"))
@@ -340,14 +341,53 @@ def test_found_dead_but_had_called(
 
 
 def test_other_boot_and_other_host(tmp_path: Path, watch: Watch, intake: FakeIntake) -> None:
-    """Another boot of this host lost its processes; another host's are not ours to judge."""
+    """Another boot of this host lost its processes; another host's are not ours to judge; another
+    container's of this boot are."""
     write(tmp_path, of_dead("aa"), [1], started(of_dead("aa"), boot="another"))
-    write(tmp_path, of_dead("bb"), [1], started(of_dead("bb"), host="another"))
+    write(tmp_path, of_dead("bb"), [1], started(of_dead("bb"), host="another", boot="another"))
+    write(tmp_path, of_dead("cc"), [1], started(of_dead("cc"), host="another"))
     for _ in range(2):
         watch.find(journals(tmp_path))
         watch.bury()
-    assert intake.closed == [(of_dead("aa"), None, True)]
+    assert sorted(intake.closed) == [(of_dead("aa"), None, True), (of_dead("cc"), None, False)]
     assert left(tmp_path) == [f"{of_dead('bb')}.0.journal", f"{of_dead('bb')}.page"]
+
+
+def test_another_namespace(tmp_path: Path, watch: Watch, intake: FakeIntake) -> None:
+    """There a pid says nothing: who holds the page lives, who held it is dead, else who knows."""
+    living = write(tmp_path, of_dead("aa"), [1])
+    dead = write(tmp_path, of_dead("bb"), [1])
+    silent = write(tmp_path, of_dead("cc"), [1])
+    for journal in (living, dead, silent):
+        elsewhere = struct.pack("@Q", pid_namespace() + 1)
+        with page_path(tmp_path, journal.key).open("r+b") as file:
+            file.seek(24)
+            file.write(elsewhere)
+    living.page.set(Words.HELD, 1)
+    let_go(dead)
+    watch.find(journals(tmp_path))
+    watch.bury()
+    assert intake.closed == [(dead.key, None, False)]
+
+
+def test_without_start_ticks(tmp_path: Path, watch: Watch, intake: FakeIntake) -> None:
+    """Of a process that had no /proc its page tells whether it lives, its pid alone does not."""
+    living = write(tmp_path, f"{os.getpid()}.0.aa", [1])
+    living.page.set(Words.HELD, 1)
+    dead = write(tmp_path, f"{os.getpid()}.0.bb", [1])
+    let_go(dead)
+    watch.find(journals(tmp_path))
+    watch.bury()
+    assert intake.closed == [(dead.key, None, False)]
+    assert watch.followers[living.key].pidfd is not None
+
+
+def let_go(journal: JournalWriter) -> None:
+    """As if its process, which held its page, were dead."""
+    journal.page.set(Words.HELD, 1)
+    page = page_path(journal.directory, journal.key)
+    page.with_suffix(".copy").write_bytes(page.read_bytes())
+    page.with_suffix(".copy").rename(page)  # which nobody holds
 
 
 def test_our_own_end(tmp_path: Path, watch: Watch, intake: FakeIntake) -> None:

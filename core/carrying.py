@@ -14,7 +14,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, Trace
 from stagewatch import recording as state
 from stagewatch.recording import Recording
 from stagewatch.safety import report
-from stagewatch.stage_calls import drop_first_frame
+from stagewatch.stage_calls import UNSEEN_FILE, drop_first_frame
 from stagewatch.tracing import (
     STAGE_KEY,
     OpenStage,
@@ -90,6 +90,9 @@ class _Carried:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return arrived, (_carrier(self._here), self._function)
+
+
+_Carried.__call__.__code__ = _Carried.__call__.__code__.replace(co_filename=UNSEEN_FILE)
 
 
 # --- between processes --------------------------------------------------------------------------

@@ -58,7 +58,9 @@ def _run_exiting(opened: Opened) -> RunExiting:
         error_message=message,
         error_place=failures.error_place(error) if error is not None else None,
         exit_code=None if outcome is Outcome.SUCCESS else 1,
-        attributes=plain(redaction.attributes(attributes)),
+        attributes=plain(
+            redaction.attributes(attributes, messages=opened.settings.exception_messages)
+        ),
         cpu_seconds=max(0.0, usage.ru_utime + usage.ru_stime - opened.cpu_before),
         memory_peak=usage.ru_maxrss * 1024,
         uptime=uptime(),

@@ -21,6 +21,7 @@ from stagewatch.exporters.journal import (
     pid_namespace,
     start_ticks,
 )
+from stagewatch.exporters.recorder import oom
 from stagewatch.exporters.spans import SpanWriter
 from stagewatch.measures import uptime
 from stagewatch.recording import Run
@@ -86,4 +87,5 @@ def process_started(opened: Opened) -> ProcessStarted:
         messages=opened.settings.exception_messages,
         spans_elsewhere=opened.elsewhere,
         uptime=uptime(),
+        oom_kills=oom.kills(),
     )

@@ -30,13 +30,17 @@ FAILED = run(
     deadline=NOON - 2 * 3600 * SECOND + 4 * SECOND,
 )
 STAGES = [
-    Stage(name="extract", calls=1, start=FAILED.start, seconds=4.0, records_in=336_776),
+    Stage(
+        name="extract", calls=1, start=FAILED.start, seconds=4.0, records_in=336_776,
+        bytes_in=5_700_000,
+    ),
     Stage(name="load", calls=3, failed=1, seconds=6.0, records_out=30, records_rejected=10),
     Stage(name="tiny", calls=5_000, seconds=0.5),
-]
+]  # fmt: skip
 OPERATIONS = [
     Operation(name="pandas.fillna", stage="extract", calls=1_204, folded=1_204, seconds=0.9),
     Operation(name="pandas.merge", stage="", calls=7, folded=4, seconds=0.2),
+    Operation(name="requests.GET", stage="load", calls=9, failed=3, errors={"503": 2, "404": 1}),
 ]
 SPANS = [
     span(FAILED, 2, "flights", 0, 10, span_id=FAILED.span_id, role=Role.RUN, failed=True),
@@ -182,7 +186,7 @@ RUNS = [
 @pytest.mark.parametrize("width", [80, 120])
 def test_report_fits(width: int) -> None:
     """Every run is one line of the table, no line is wider than the console."""
-    shown = printed(r.report(RUNS, r.summarise(RUNS, NOON, {}), NOON), width)
+    shown = printed(r.report(RUNS, r.summarise(RUNS, NOON, {}), NOON, {}), width)
     lines = shown.splitlines()
     assert max(map(cell_len, lines)) <= width
     assert [line.split()[2] for line in lines[1:5]] == [one.run_id[:8] for one in RUNS]
@@ -201,7 +205,7 @@ def test_bars_compare_runs() -> None:
 
 def test_summary_line() -> None:
     """Each pipeline says how its runs went, what is usual and when it last worked."""
-    shown = printed(r.report(RUNS, r.summarise(RUNS, NOON, {"flights": 12.3}), NOON), 200)
+    shown = printed(r.report(RUNS, r.summarise(RUNS, NOON, {"flights": 12.3}), NOON, {}), 200)
     assert (
         "flights: 3 runs, 1 success, 1 failure, 1 active, 2 late · usually 12.3 s · "
         "last success 4h00m ago"
@@ -211,14 +215,14 @@ def test_summary_line() -> None:
 
 def test_outcomes_are_coloured_and_said() -> None:
     """Colour is only beside the word; without a terminal there is none."""
-    shown = r.report(RUNS, (), NOON)
+    shown = r.report(RUNS, (), NOON, {})
     assert "\x1b[31mfailure" in printed(shown, 120, colour=True)
     assert "\x1b" not in printed(shown, 120)
 
 
 def test_report_json() -> None:
     """Keys and units of the machine's report are what the docstring promises."""
-    found = r.report_json([FAILED], r.summarise([FAILED], NOON, {"flights": 12.3}), NOON)
+    found = r.report_json([FAILED], r.summarise([FAILED], NOON, {"flights": 12.3}), NOON, {})
     assert json.loads(json.dumps(found)) == {
         "runs": [
             {
@@ -248,6 +252,9 @@ def test_report_json() -> None:
                 "pid": 4711,
                 "wait_status": 0,
                 "parent_run_id": None,
+                "last_stage": None,
+                "last_operation": None,
+                "live": None,
             }
         ],
         "pipelines": [
@@ -349,6 +356,8 @@ def test_show_fits_and_says_it_all(width: int) -> None:
         "336,776 in, 18,000 out, 12 rejected, 1,800 records/s",
         "8.0 s CPU (80 %), 412 MB memory at its peak",
         "pandas.fillna ×1,204",
+        "requests.GET: 503     2 load",
+        "requests.GET: 404     1 load",
         "read  file:///data/weather.csv",
         "26,115",
         "wrote sqlite:///out.db/flights",
@@ -371,9 +380,13 @@ def test_stages_table() -> None:
     """Records of each stage are exact; a column nobody fills is left out."""
     lines = picture(120).splitlines()
     head = next(line for line in lines if line.startswith("stage "))
-    assert head.split() == ["stage", "calls", "took", "in", "out", "rejected", "rec/s", "errors"]
+    assert head.split() == (
+        ["stage", "calls", "took", "in", "out", "rejected", "rec/s", "errors", "bytes", "in"]
+    )
     row = next(line for line in lines if line.startswith("load "))
-    assert row.split() == ["load", "3", "6.0", "s", "–", "30", "10", "5", "25", "%"]
+    assert row.split() == ["load", "3", "6.0", "s", "–", "30", "10", "5", "25", "%", "–"]
+    row = next(line for line in lines if line.startswith("extract "))
+    assert row.split()[-2:] == ["5.7", "MB"]
 
 
 def test_active_run_is_marked() -> None:
@@ -400,7 +413,9 @@ def test_show_json() -> None:
     assert found["run"]["run_id"] == FAILED.run_id
     assert [stage["name"] for stage in found["stages"]] == ["extract", "load", "tiny"]
     assert found["stages"][1]["error_ratio"] == 0.25
+    assert [stage["bytes_in"] for stage in found["stages"]] == [5_700_000, 0, 0]
     assert found["operations"][0]["folded"] == 1_204
+    assert found["operations"][2]["errors"] == {"503": 2, "404": 1}
     assert found["spans"][2] == {
         "span_id": "000000000000000b",
         "parent_span_id": "000000000000000a",

@@ -33,25 +33,25 @@ class Deposit:
         for end in (self._entrance, self._exit):
             end.setblocking(False)
         self._entrance.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SPACE)
-        self._kept: set[str] = set()
         self._useless = 0
+        self._keys: set[str] = set()
 
     def put(self, key: str, pidfd: int) -> None:
         """Leave the pidfd of the process with the journal *key*; not where there is no space."""
-        if key in self._kept:
+        if key in self._keys:
             return
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [pidfd]))
         with suppress(OSError):
             self._entrance.sendmsg([key.encode()], [rights])
-            self._kept.add(key)
+            self._keys.add(key)
 
-    def found(self) -> list[Caller]:
-        """What a predecessor has left, as if their processes called again; it stays here, too."""
-        callers = self._take()
-        for caller in callers:
+    def left(self) -> list[Caller]:
+        """All that a predecessor has left, as if their processes called again; it stays here."""
+        found = self._take()
+        for caller in found:
             if caller.pidfd is not None:
                 self.put(caller.key, caller.pidfd)
-        return callers
+        return found
 
     def tidy(self, is_needed: Callable[[str], bool]) -> None:
         """One pidfd more is of no use: now and then, keep only those of keys that are needed."""
@@ -71,13 +71,15 @@ class Deposit:
         self._exit.close()
 
     def _take(self) -> list[Caller]:
-        self._kept.clear()
-        callers: list[Caller] = []
-        while True:
-            try:
-                message, pidfds, _, _ = socket.recv_fds(self._exit, _LONGEST_KEY, 1)
-            except OSError:  # nothing more
-                return callers
-            if not message:
-                return callers
-            callers.append(Caller(message.decode(), pidfds[0] if pidfds else None))
+        found = []
+        while (caller := self._next()) is not None:
+            found.append(caller)
+        self._keys.clear()
+        return found
+
+    def _next(self) -> Caller | None:
+        try:
+            message, descriptors, _, _ = socket.recv_fds(self._exit, _LONGEST_KEY, 1)
+        except OSError:
+            return None
+        return Caller(message.decode(), descriptors[0]) if descriptors else None

@@ -21,8 +21,9 @@ from stagewatch.exporters.recorder.outcome import Death
 from stagewatch.exporters.recorder.shortage import Shortage
 from stagewatch.exporters.recorder.vitals import Sighting
 from stagewatch.exporters.recorder.watch import Watch, journals
+from stagewatch.model import Outcome
 from stagewatch.records import Record
-from tests.jobs import wait_for
+from tests.jobs import Jobs, end_recorders, wait_for
 
 KILLED = Death(signal.SIGKILL)
 JOB = Path(__file__).with_name("recorder_job.py")
@@ -152,17 +153,26 @@ class Deaths:
     def headers(self, environ: dict[str, str]) -> None: ...
 
 
+def limits(cgroup: Path) -> list[Path]:
+    """Files that may set its limit: of version 1 and 2."""
+    return [cgroup / "memory.limit_in_bytes", cgroup / "memory.max"]
+
+
+def inside(cgroup: Path, command: list[str]) -> list[str]:
+    """*command*, which enters the cgroup before anything else."""
+    return ["/bin/sh", "-c", f'echo $$ > {cgroup}/cgroup.procs && exec "$@"', "sh", *command]
+
+
 @pytest.fixture
 def cgroup() -> Iterator[Path]:
     """A memory cgroup of `LIMIT` bytes below our own."""
     (ours,) = oom_kills() or ("",)
     made = Path(ours).parent / f"stagewatch-test-{os.getpid()}"
-    is_old = ours.endswith("memory.oom_control")
-    limit = made / ("memory.limit_in_bytes" if is_old else "memory.max")
     try:
         made.mkdir()
+        (limit,) = (path for path in limits(made) if path.exists())
         limit.write_text(str(LIMIT))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         pytest.skip(f"no memory cgroup can be made here: {error}")
     try:
         yield made
@@ -187,8 +197,7 @@ class Bench:
         """A job that executes *code*, and its key."""
         command = [sys.executable, str(JOB), str(self._state), code]
         if cgroup is not None:
-            enter = f'echo $$ > {cgroup}/cgroup.procs && exec "$@"'
-            command = ["/bin/sh", "-c", enter, "sh", *command]
+            command = inside(cgroup, command)
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={}
         )
@@ -265,3 +274,23 @@ def test_killed_by_hand_within(bench: Bench, cgroup: Path) -> None:
     bench.watch.sightings()
     process.kill()
     assert (bench.death(key).wait_status, bench.death(key).oom_killed) == (signal.SIGKILL, False)
+
+
+def test_recorder_in_the_same_cgroup(jobs: Jobs, cgroup: Path) -> None:
+    """The recorder is killed first, the job next; what died, and of what, is known all the same."""
+    (limit,) = (path for path in limits(cgroup) if path.exists())
+    limit.write_text(str(2 * LIMIT))
+    script = jobs.script(
+        """
+        import stagewatch
+        with stagewatch.stage("load") as stage:
+            stage.records(in_=7)
+            eaten = [b"x" * 5_000_000 for _ in range(100)]
+        """
+    )
+    command = inside(cgroup, ["opentelemetry-instrument", "python", str(script)])
+    died = subprocess.run(command, env=jobs.environment, cwd=jobs.directory, timeout=60)
+    (run,) = jobs.runs()
+    assert (died.returncode, run.outcome) == (-signal.SIGKILL, Outcome.ERROR)
+    assert (run.error_type, run.last_stage, run.records_in) == ("oom_killed", "load", 7)
+    end_recorders(jobs)

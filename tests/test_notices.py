@@ -272,7 +272,7 @@ def test_a_stuck_run_and_one_that_goes_on(tmp_path: Path, intake: Intake, looks:
         (10, {"vitals": Vitals(1.0)}),
         (20, {**still, "waits_for": "socket"}),
         (30, {**still, "stack": "load (etl.py:3)"}),
-        (40, still),
+        (40, {**still, "waits_for": "socket"}),
         (50, {"vitals": Vitals(2.0)}),
         (60, {"vitals": Vitals(3.0)}),
         (70, still),

@@ -68,7 +68,7 @@ class UnderWay:
         self.since = opened.start
         """When it last moved."""
         self.was_stuck = False
-        """At the last look but one."""
+        """At a look of this recorder's."""
         self.counts = Counts()
         self.stages: Mapping[str, DeclaredStage] = (
             opened.declared.stages if opened.declared is not None else {}
@@ -107,9 +107,9 @@ class UnderWay:
                 self.since = max(self.since, journal.seen)
             elif has_moved:
                 self.since = now
-        self.was_stuck = self.doing is Doing.STUCK
         self.reason = _reason(members)
         self.doing = _doing(members, self.reason)
+        self.was_stuck |= self.doing is Doing.STUCK
         self._weigh(uptime, is_first)
 
     def opener(self) -> Journal | None:

@@ -66,8 +66,9 @@ def end_process(
     watched = seen.process(key)
     vitals = death.vitals or (watched.vitals if watched else None) or Vitals()
     exiting = journal.exiting or exiting_of_successor(books.link, key, process.run_id)
+    is_final = process.final_exit or (exiting is not None and exiting.is_final)
     verdict = judge(
-        death.wait_status, exiting, process.final_exit,
+        death.wait_status, exiting, is_final,
         lost_host=death.lost_host, oom_killed=death.oom_killed,
     )  # fmt: skip
     end = death.at or max(journal.seen, page.word(Words.LAST_ACTIVITY) if page else 0)

@@ -24,6 +24,7 @@ from stagewatch.exporters.recorder.books import (
     save_journal,
 )
 from stagewatch.exporters.recorder.ending import Witness, end_process
+from stagewatch.exporters.recorder.increments import Increment
 from stagewatch.exporters.recorder.live import Member, UnderWay
 from stagewatch.exporters.recorder.notices import Due
 from stagewatch.exporters.recorder.outcome import Death
@@ -148,6 +149,15 @@ class Intake:
         self._noted = now
         self._note(self._under_way.values(), now)
 
+    def unwatched(self, key: str, seconds: float, now: int) -> None:
+        """For so long nobody watched the run that the process with the journal *key* opened."""
+        journal = self._journals.get(key)
+        if journal is None or journal.process is None or journal.opened is None:
+            return
+        with self._changing(key):
+            lost = [Increment(semconv.UNWATCHED, (), seconds)]
+            self._books.totals.add(lost, None, self._books.interned.own_resource(), now)
+
     def is_busy(self) -> bool:
         """Whether anything waits that this recorder is the one to send."""
         if self._sender is None or self._sender.is_elsewhere:
@@ -159,6 +169,11 @@ class Intake:
             for signal in self._books.signals
             for table in WAITING[signal]
         )
+
+    def wake(self) -> None:
+        """Send what another intake of this destination has written."""
+        if self._sender is not None:
+            self._sender.wake(totals=True)
 
     def headers(self, environ: dict[str, str]) -> None:
         """Use newer header values (``OTEL_EXPORTER_OTLP_*HEADERS``) from now on."""

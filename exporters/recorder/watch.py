@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
-from stagewatch import measures, safety
+from stagewatch import safety
 from stagewatch.config import Settings
 from stagewatch.exporters.journal import boot_id, host_id, pid_namespace
+from stagewatch.exporters.life import is_held
 from stagewatch.exporters.page import PageReader
 from stagewatch.exporters.recorder import kernel
 from stagewatch.exporters.recorder.deposit import Deposit
@@ -24,6 +25,8 @@ from stagewatch.exporters.recorder.observer import Observer, Process, Seen, read
 from stagewatch.exporters.recorder.outcome import Death
 from stagewatch.exporters.recorder.shortage import Shortage
 from stagewatch.exporters.recorder.vitals import Sighting, Vitals
+from stagewatch.measures import SECOND, uptime
+from stagewatch.records import ProcessStarted
 
 _ORPHAN_SECONDS: Final = 60.0
 
@@ -151,6 +154,15 @@ class Watch:
                 found[follower.key] = _sighting(page, what, is_last=follower is last)
         return found
 
+    def ages(self) -> dict[str, float]:
+        """Seconds for which those have lived that opened a run and go on with it."""
+        return {
+            follower.key: _age(follower.started)
+            for follower in self.followers.values()
+            if follower.started is not None and follower.opens_run
+            if follower.key not in self._dead
+        }
+
     def is_pidfd(self, descriptor: int) -> bool:
         """Whether this descriptor is one of a process that is watched."""
         return descriptor in self._by_pidfd
@@ -198,7 +210,7 @@ class Watch:
             follower.forget()
             return None
         started = follower.started
-        if started is not None and started.host_id != self._host:
+        if started is not None and not self._is_ours(started):
             self._foreign.add(key)
             follower.forget()
             return None
@@ -215,16 +227,22 @@ class Watch:
     def _judge(self, follower: Follower) -> None:
         """Nobody handed us this process: it may be long gone, and its pid another's."""
         started = follower.started
-        if started is not None and started.boot_id != self._boot:
+        if started is not None and self._is_of_another_boot(started) and not follower.is_held():
             self._dead[follower.key] = Death(at=follower.last_sign(), lost_host=True)
-            return
-        if follower.page is not None and follower.page.pid_namespace != self._namespace:
-            return
+        elif follower.pid_namespace not in (self._namespace, None):
+            if follower.is_held() is False:
+                self._dead[follower.key] = Death(at=follower.last_sign())
+        elif follower.ticks and kernel.tells():
+            self._judge_by_pid(follower)
+        else:
+            self._judge_by_page(follower)
+
+    def _judge_by_pid(self, follower: Follower) -> None:
         pidfd = kernel.open_pidfd(follower.pid, follower.ticks)
         if pidfd is not None:
             self._watch(follower, pidfd)
         elif kernel.is_running(follower.pid, follower.ticks) or (
-            started is None and not follower.is_older(_ORPHAN_SECONDS)
+            follower.started is None and not follower.is_older(_ORPHAN_SECONDS)
         ):
             return  # perhaps another host's, which has not said so yet
         else:
@@ -239,6 +257,25 @@ class Watch:
         else:
             vitals = self._observer.farewell(process)
             self._certify({process: _death(status, vitals)})
+
+    def _judge_by_page(self, follower: Follower) -> None:
+        # Without /proc nobody knows whose a pid is, unless its process holds the page.
+        pidfd = kernel.open_any_pidfd(follower.pid)
+        is_held = follower.is_held()
+        if is_held and pidfd is not None:
+            self._watch(follower, pidfd)
+            return
+        if pidfd is not None:
+            os.close(pidfd)
+        if is_held is False or (is_held is None and pidfd is None):
+            self._dead[follower.key] = Death(at=follower.last_sign())
+
+    def _is_ours(self, started: ProcessStarted) -> bool:
+        # Containers have ids of their own, but share the boot of their host.
+        return started.host_id == self._host or started.boot_id == self._boot != ""
+
+    def _is_of_another_boot(self, started: ProcessStarted) -> bool:
+        return "" != started.boot_id != self._boot != ""
 
     def _forget(self, follower: Follower) -> None:
         self._dead.pop(follower.key, None)
@@ -258,7 +295,13 @@ class Watch:
 
 def _death(status: int | None, vitals: Vitals | None) -> Death:
     """One that is seen now."""
-    return Death(status, time.time_ns(), vitals=vitals, uptime=measures.uptime())
+    return Death(status, time.time_ns(), vitals=vitals, uptime=uptime())
+
+
+def _age(started: ProcessStarted) -> float:
+    if started.uptime:
+        return (uptime() - started.uptime) / SECOND
+    return (time.time_ns() - started.start) / SECOND
 
 
 def _began(follower: Follower) -> int:
@@ -287,5 +330,12 @@ def _sweep(page: Path, key: str) -> None:
     except OSError:
         return
     pid, ticks, _ = key.split(".")
-    if old and not kernel.is_running(int(pid), int(ticks)):
+    if old and not kernel.is_running(int(pid), int(ticks)) and not _is_held(page):
         remove_files(page.parent, key)
+
+
+def _is_held(page: Path) -> bool:
+    try:
+        return is_held(page)
+    except OSError:
+        return False

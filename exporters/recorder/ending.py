@@ -128,8 +128,9 @@ def _note_death(
         return  # it went on by exec: this is the run's own end
     due = notices.of_death(key, process.pid, opener.opened.pipeline, verdict)
     around = notices.circumstances(seen.run) if seen.run is not None else {}
-    at = death.at or time.time_ns()
-    notices.say(books, opener, opener.opened, due, {**around, **notices.of_place(last)}, at)
+    started = opener.opened
+    at = measures.moment(death.at or time.time_ns(), death.uptime, started.start, started.uptime)
+    notices.say(books, opener, started, due, {**around, **notices.of_place(last)}, at)
 
 
 def _take_cells(

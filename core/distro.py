@@ -15,7 +15,7 @@ from opentelemetry import trace
 from opentelemetry.instrumentation.dependencies import DependencyConflictError
 from opentelemetry.instrumentation.distro import BaseDistro  # type: ignore[attr-defined]
 
-from stagewatch import lifecycle, semconv, surroundings
+from stagewatch import clock, lifecycle, semconv, surroundings
 from stagewatch.exporters.spans import SpanWriter
 from stagewatch.processors.span_processor import PipelineProcessor
 from stagewatch.safety import guarded
@@ -68,12 +68,14 @@ class Configurator:
         prepared = surroundings.prepare()
         if prepared is None:
             return
-        from opentelemetry.sdk.trace import TracerProvider
+        import opentelemetry.sdk.trace as sdk
 
         from stagewatch.ids import OwnIds
 
         _spans = SpanWriter(messages=prepared.config.settings.exception_messages)
-        provider = TracerProvider(
+        # A user's span that a step of the clock falls into would be out of its stage, or negative.
+        sdk.time_ns = clock.now  # type: ignore[attr-defined]
+        provider = sdk.TracerProvider(
             resource=_resource(prepared.pipeline.name),
             shutdown_on_exit=False,
             **{"id_generator": OwnIds(), **_customised()},

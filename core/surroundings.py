@@ -39,11 +39,14 @@ class Prepared(Struct, frozen=True):
 _prepared: Prepared | None = None
 
 
-def prepare() -> Prepared | None:
-    """Read configuration and surroundings, once. None: this process is no part of any run."""
+def prepare(what: program.Program | None = None) -> Prepared | None:
+    """Read configuration and surroundings, once. None: this process is no part of any run.
+
+    *what* this process is about to run, if that is not what Python was told to.
+    """
     global _prepared
     if _prepared is None and not _is_disabled(os.environ):
-        what = program.program(sys.orig_argv)
+        what = what or program.program(sys.orig_argv)
         if what.is_helper:
             return None
         config, fault = load_or_default(os.environ, _working_directory())

@@ -15,7 +15,6 @@ from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, TraceFlags
 from stagewatch import clock
 from stagewatch.config import Config, parameters
 from stagewatch.exporters import state
-from stagewatch.exporters.journal import pid_namespace
 from stagewatch.exporters.recorder import start as recorder_start
 from stagewatch.measures import uptime
 from stagewatch.opened import Opened, new_journal, process_started
@@ -44,11 +43,7 @@ def open_in_journal(
     Raises OSError where neither the state directory nor a temporary one can be written.
     """
     settings = prepared.config.settings
-    directory = state.state_directory(
-        settings.state_dir, is_default="STAGEWATCH_STATE_DIR" not in os.environ
-    )
-    goal = state.destination(os.environ)
-    room = state.room(directory, goal, pid_namespace())
+    directory, room = state.place(settings.state_dir, os.environ)
     journal = new_journal(room, settings)
     parent = prepared.parent
     outside = surroundings(room, parent)

@@ -12,13 +12,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
+from msgspec import structs
+
 from stagewatch import safety
 from stagewatch.exporters.journal import boot_id, host_id, pid_namespace
-from stagewatch.exporters.recorder import kernel
+from stagewatch.exporters.recorder import exits, kernel
 from stagewatch.exporters.recorder.door import Caller, is_key
 from stagewatch.exporters.recorder.follow import Follower, Taker, remove_files
 from stagewatch.exporters.recorder.outcome import Death
-from stagewatch.exporters.recorder.vitals import Sighting
+from stagewatch.exporters.recorder.vitals import Sighting, Vitals
 
 _ORPHAN_SECONDS: Final = 60.0
 
@@ -87,7 +89,8 @@ class Watch:
         follower = self._by_pidfd[pidfd]
         status = kernel.wait_status(pidfd, follower.pid, follower.ticks)
         died_at = time.time_ns()
-        self._mark_dead(follower.pid, follower.ticks, Death(status, died_at))
+        death = self._told(follower, Death(status, died_at))
+        self._mark_dead(follower.pid, follower.ticks, death)
         self.bury()
 
     def end_ours(self, ticks: int) -> None:
@@ -171,7 +174,23 @@ class Watch:
         ):
             return  # perhaps another host's, which has not said so yet
         else:
-            self._dead[follower.key] = Death(at=follower.last_sign())
+            self._dead[follower.key] = self._told(follower, Death(at=follower.last_sign()))
+
+    def _told(self, follower: Follower, death: Death) -> Death:
+        """With what its parent left word of, where that is `stagewatch run`."""
+        found = exits.read(self._room, follower.pid, follower.ticks, kernel.is_running)
+        if found is None:
+            return death
+        status, at, cpu, memory = found
+        if death.wait_status is None:
+            death = structs.replace(death, wait_status=status, at=at)
+        if cpu is None:
+            return death
+        # Of its last look nobody knows how long ago that was.
+        vitals = structs.replace(
+            death.vitals or Vitals(), cpu_seconds=cpu, memory_peak=memory or None
+        )
+        return structs.replace(death, vitals=vitals)
 
     def _forget(self, follower: Follower) -> None:
         self._dead.pop(follower.key, None)
@@ -188,21 +207,26 @@ class Watch:
 
 
 def journals(room: Path) -> list[str]:
-    """Keys of the journals in *room*; sweeps away pages whose process died before its journal."""
+    """Keys of the journals in *room*; sweeps away what processes left that wrote none."""
     names = os.listdir(room)
     keys = [name.removesuffix(".0.journal") for name in names if name.endswith(".0.journal")]
     for name in names:
         key = name.removesuffix(".page")
         if key != name and is_key(key) and key not in keys:
-            _sweep(room / name, key)
+            pid, ticks, _ = key.split(".")
+            if _is_orphan(room / name, int(pid), int(ticks)):
+                remove_files(room, key)
+        elif (process := exits.process(name)) is not None:
+            begin = "{}.{}.".format(*process)
+            is_known = any(key.startswith(begin) for key in keys)
+            if not is_known and _is_orphan(room / name, *process):
+                (room / name).unlink(missing_ok=True)
     return [key for key in keys if is_key(key)]
 
 
-def _sweep(page: Path, key: str) -> None:
+def _is_orphan(path: Path, pid: int, ticks: int) -> bool:
     try:
-        old = time.time() - page.stat().st_mtime > _ORPHAN_SECONDS
+        old = time.time() - path.stat().st_mtime > _ORPHAN_SECONDS
     except OSError:
-        return
-    pid, ticks, _ = key.split(".")
-    if old and not kernel.is_running(int(pid), int(ticks)):
-        remove_files(page.parent, key)
+        return False
+    return old and not kernel.is_running(pid, ticks)

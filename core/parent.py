@@ -48,18 +48,18 @@ def run(become: Callable[[Child], NoReturn]) -> NoReturn:
     os.close(writes)
     _let_go_of_all_but(reads)
     status = _wait(pid)
-    at = time.time_ns()
+    at = time.time_ns(), time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     word = os.read(reads, 1 << 16)
     if not word:  # nothing was recorded
         os.waitpid(pid, 0)
         _end_as(status)
     room, ticks, seconds, cpu, memory = word.split(b"\0")
     process = os.fsdecode(room), pid, int(ticks)
-    exits.leave(*process, status, at)
+    exits.leave(*process, status, *at)
     _, _, usage = os.wait4(pid, 0)
     peak = usage.ru_maxrss if usage.ru_maxrss > int(memory) else 0
     used = max(usage.ru_utime + usage.ru_stime - float(cpu), 0.0)
-    exits.leave(*process, status, at, used, peak * 1024)
+    exits.leave(*process, status, *at, used, peak * 1024)
     if float(seconds):
         _see_off(os.fsdecode(room), float(seconds))
     _end_as(status)

@@ -22,6 +22,7 @@ from stagewatch.exporters.recorder.increments import Increment
 from stagewatch.exporters.recorder.live import stage_cell
 from stagewatch.exporters.recorder.outcome import Death, Verdict, judge
 from stagewatch.exporters.recorder.taking import count_stage
+from stagewatch.exporters.recorder.vitals import Vitals
 from stagewatch.measures import SECOND
 from stagewatch.records import ProcessStarted, RunExiting, RunStarted, SpanEnded
 
@@ -59,7 +60,8 @@ def end_process(
         return
     books.write(journal, batch)
     end = max(end, run.start)
-    _end_run(books, journal, journal.opened, exiting, verdict, end, death.wait_status)
+    vitals = death.vitals or Vitals()
+    _end_run(books, journal, journal.opened, exiting, verdict, end, death.wait_status, vitals)
 
 
 def _end_stage(
@@ -106,7 +108,7 @@ def _take_cells(
 
 def _end_run(
     books: Books, journal: Journal, opened: RunStarted, exiting: RunExiting | None,
-    verdict: Verdict, end: int, wait_status: int | None,
+    verdict: Verdict, end: int, wait_status: int | None, vitals: Vitals,
 ) -> None:  # fmt: skip
     late = measures.lateness(opened.deadline, end) > 0
     books.link.execute(
@@ -119,8 +121,8 @@ def _end_run(
             verdict.error_type,
             exiting.error_message if exiting else None,
             exiting.error_place if exiting else None,
-            (exiting.cpu_seconds or None) if exiting else None,
-            (exiting.memory_peak or None) if exiting else None,
+            (exiting.cpu_seconds if exiting else vitals.cpu_seconds) or None,
+            (exiting.memory_peak if exiting else vitals.memory_peak) or None,
             wait_status,
             late,
             journal.run,

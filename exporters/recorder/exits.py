@@ -2,7 +2,8 @@
 
 Where the kernel does not tell how a process ended (Linux before 6.15, or nobody had its pidfd),
 its parent knows. One line of words: ``awaited PID TICKS`` names that parent while the process runs;
-``ended STATUS AT`` is written before it is reaped, with `` CPU PEAK`` (seconds, bytes) right after.
+``ended STATUS AT UPTIME`` is written before it is reaped, with CPU seconds and peak bytes behind
+that, right after. All words are numbers.
 Written by a process that imports next to nothing: so no msgpack here.
 """
 
@@ -25,14 +26,15 @@ def promise(room: str | os.PathLike[str], pid: int, ticks: int, by: int, by_tick
 
 
 def leave(
-    room: str, pid: int, ticks: int, status: int, at: int,
+    room: str, pid: int, ticks: int, status: int, at: int, uptime: int,
     cpu_seconds: float | None = None, memory_peak: int = 0,
 ) -> None:  # fmt: skip
     """Leave word of how *pid* ended, and when; if it wrote a journal. Never raises an OSError.
 
-    *status* as wait(2) gives it, *memory_peak* in bytes, 0 if unknown.
+    *status* as wait(2) gives it, *uptime* as `stagewatch.measures.uptime` does at the time *at*;
+    *memory_peak* in bytes, 0 if unknown.
     """
-    words = f"ended {status} {at}"
+    words = f"ended {status} {at} {uptime}"
     if cpu_seconds is not None:
         words += f" {cpu_seconds:.6f} {memory_peak}"
     begin = f"{pid}.{ticks}."
@@ -48,31 +50,34 @@ def remove(room: str | os.PathLike[str], pid: int, ticks: int) -> None:
         os.unlink(_path(room, pid, ticks))
 
 
+class Exit:
+    """What a parent left word of. *usage*: CPU seconds and peak bytes (0 if unknown)."""
+
+    def __init__(self, words: list[str]) -> None:
+        self.status, self.at, self.uptime = (int(word) for word in words[1:4])
+        self.usage = (float(words[4]), int(words[5])) if len(words) > 5 else None
+
+
 def read(
     room: str | os.PathLike[str], pid: int, ticks: int, is_running: Callable[[int, int], bool]
-) -> tuple[int, int, float | None, int] | None:
-    """Status, time, CPU seconds and memory of a process that is dead; None if there is no word.
+) -> Exit | None:
+    """How *pid*, which is dead, ended; None if there is no word of it.
 
-    Waits a moment for a parent that promised it and is still there.
+    Waits a moment for a parent that promised it and still *is_running*.
     """
     until = time.monotonic() + _PATIENCE_SECONDS
     while True:
         try:
             with open(_path(room, pid, ticks)) as file:
                 words = file.read().split()
-        except (OSError, ValueError):
+            found = Exit(words) if words[0] == "ended" else None
+            if found is None and not is_running(int(words[1]), int(words[2])):
+                return None
+        except (OSError, ValueError, IndexError):
             return None
-        is_whole = words[:1] == ["ended"] and len(words) == 5
-        if is_whole or time.monotonic() > until or not _is_awaited(words, is_running):
-            break
+        if (found is not None and found.usage) or time.monotonic() > until:
+            return found
         time.sleep(0.002)
-    try:
-        if words[0] == "ended":
-            used = float(words[3]) if is_whole else None
-            return int(words[1]), int(words[2]), used, int(words[4]) if is_whole else 0
-    except (IndexError, ValueError):
-        pass
-    return None
 
 
 def process(name: str) -> tuple[int, int] | None:
@@ -82,15 +87,6 @@ def process(name: str) -> tuple[int, int] | None:
     if not name.endswith(".exit") or not (pid.isdecimal() and ticks.isdecimal()):
         return None
     return int(pid), int(ticks)
-
-
-def _is_awaited(words: list[str], is_running: Callable[[int, int], bool]) -> bool:
-    if words[:1] != ["awaited"]:
-        return words[:1] == ["ended"]  # and the rest follows at once
-    try:
-        return is_running(int(words[1]), int(words[2]))
-    except (IndexError, ValueError):
-        return False
 
 
 def _path(room: str | os.PathLike[str], pid: int, ticks: int) -> str:

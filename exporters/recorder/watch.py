@@ -162,7 +162,8 @@ class Watch:
         """Nobody handed us this process: it may be long gone, and its pid another's."""
         started = follower.started
         if started is not None and started.boot_id != self._boot:
-            self._dead[follower.key] = Death(at=follower.last_sign(), lost_host=True)
+            death = Death(at=follower.last_sign(), lost_host=True)
+            self._dead[follower.key] = self._told(follower, death)
             return
         if follower.page is not None and follower.page.pid_namespace != self._namespace:
             return
@@ -181,16 +182,16 @@ class Watch:
         found = exits.read(self._room, follower.pid, follower.ticks, kernel.is_running)
         if found is None:
             return death
-        status, at, cpu, memory = found
-        if death.wait_status is None:
-            death = structs.replace(death, wait_status=status, at=at)
-        if cpu is None:
-            return death
-        # Of its last look nobody knows how long ago that was.
-        vitals = structs.replace(
-            death.vitals or Vitals(), cpu_seconds=cpu, memory_peak=memory or None
-        )
-        return structs.replace(death, vitals=vitals)
+        vitals = death.vitals
+        if found.usage is not None:
+            cpu, memory = found.usage
+            vitals = structs.replace(
+                vitals or Vitals(),
+                cpu_seconds=cpu,
+                memory_peak=memory or (vitals.memory_peak if vitals else None),
+            )
+        status = found.status if death.wait_status is None else death.wait_status
+        return structs.replace(death, wait_status=status, at=found.at, vitals=vitals)
 
     def _forget(self, follower: Follower) -> None:
         self._dead.pop(follower.key, None)

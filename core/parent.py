@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 
 from stagewatch.exporters.recorder import exits
 
@@ -47,21 +48,26 @@ def run(become: Callable[[Child], NoReturn]) -> NoReturn:
             os._exit(126)
     os.close(writes)
     _let_go_of_all_but(reads)
+    try:
+        _attend(pid, reads)
+    except Exception:  # ours: then without signals and word, but to the true end
+        _end_as(os.waitpid(pid, 0)[1])
+
+
+def _attend(pid: int, reads: int) -> NoReturn:
     status = _wait(pid)
     at = time.time_ns(), time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     word = os.read(reads, 1 << 16)
-    if not word:  # nothing was recorded
-        os.waitpid(pid, 0)
-        _end_as(status)
-    room, ticks, seconds, cpu, memory = word.split(b"\0")
-    process = os.fsdecode(room), pid, int(ticks)
-    exits.leave(*process, status, *at)
-    _, _, usage = os.wait4(pid, 0)
-    peak = usage.ru_maxrss if usage.ru_maxrss > int(memory) else 0
-    used = max(usage.ru_utime + usage.ru_stime - float(cpu), 0.0)
-    exits.leave(*process, status, *at, used, peak * 1024)
-    if float(seconds):
-        _see_off(os.fsdecode(room), float(seconds))
+    if word:
+        room, ticks, seconds, cpu, memory = word.split(b"\0")
+        process = os.fsdecode(room), pid, int(ticks)
+        exits.leave(*process, status, *at)
+        _, _, usage = os.wait4(pid, 0)
+        peak = usage.ru_maxrss * 1024 if usage.ru_maxrss > int(memory) else 0
+        used = max(usage.ru_utime + usage.ru_stime - float(cpu), 0.0)
+        exits.leave(*process, status, *at, used, peak)
+        if float(seconds):
+            _see_off(os.fsdecode(room), float(seconds))
     _end_as(status)
 
 
@@ -168,8 +174,9 @@ def _reap_others(child: int, witness: _Witness) -> int | None:
 def _stopped_by(child: int, before: int) -> int:
     """The signal by which *child* is stopped, 0 if it is not; *before*, if there is no news."""
     what = os.WSTOPPED | os.WCONTINUED | os.WNOHANG
-    while info := os.waitid(os.P_PID, child, what):
-        before = info.si_status if info.si_code == os.CLD_STOPPED else 0
+    with suppress(ChildProcessError):  # it died just now, and SIGCHLD says so
+        while info := os.waitid(os.P_PID, child, what):
+            before = info.si_status if info.si_code == os.CLD_STOPPED else 0
     return before
 
 

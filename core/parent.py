@@ -35,27 +35,30 @@ _PR_SET_DUMPABLE = 4
 def run(become: Callable[[Child], NoReturn]) -> NoReturn:
     """Let a child *become* the command, and end as it does."""
     reads, writes = os.pipe()
-    child = Child(writes)
+    ready, is_ready = os.pipe()
+    child = Child(writes, ready)
     try:
         pid = os.fork()
     except OSError:
         pid = 0  # no process can be had: then nobody waits, and the command runs all the same
     if pid == 0:
         os.close(reads)
+        os.close(is_ready)
         try:
             become(child)
         finally:
             os._exit(126)
-    os.close(writes)
-    _let_go_of_all_but(reads)
     try:
-        _attend(pid, reads)
+        _let_go_of_all_but(reads, is_ready)
+        witness = _Witness()
+        os.close(is_ready)
+        _attend(pid, reads, witness)
     except Exception:  # ours: then without signals and word, but to the true end
         _end_as(os.waitpid(pid, 0)[1])
 
 
-def _attend(pid: int, reads: int) -> NoReturn:
-    status = _wait(pid)
+def _attend(pid: int, reads: int, witness: _Witness) -> NoReturn:
+    status = _wait(pid, witness)
     at = time.time_ns(), time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     word = os.read(reads, 1 << 16)
     if word:
@@ -74,8 +77,9 @@ def _attend(pid: int, reads: int) -> NoReturn:
 class Child:
     """The process that becomes the command, seen from itself."""
 
-    def __init__(self, tell: int) -> None:
+    def __init__(self, tell: int, ready: int) -> None:
         self._tell = tell
+        self._ready = ready
         self._children = signal.getsignal(signal.SIGCHLD)
         if self._children is signal.SIG_IGN:  # then there would be nothing to wait for
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -95,7 +99,11 @@ class Child:
         os.write(self._tell, os.fsencode(f"{room}\0{ticks}\0{seconds}\0{used}\0{memory}"))
 
     def restore_signals(self) -> None:
-        """Handlers and mask as they were before this program; what came meanwhile is delivered."""
+        """Handlers and mask as they were before this program; what came meanwhile is delivered.
+
+        First waits until the parent attends to signals.
+        """
+        os.read(self._ready, 1)
         for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them
             signal.signal(number, signal.SIG_DFL)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -105,25 +113,24 @@ class Child:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
 
-def _let_go_of_all_but(kept: int) -> None:
+def _let_go_of_all_but(*kept: int) -> None:
     """Who reads what the command writes is done when the command closes it, not when we do."""
     null = os.open(os.devnull, os.O_RDWR)
-    for standard in {0, 1, 2} - {kept, null}:
+    for standard in {0, 1, 2} - {*kept, null}:
         os.dup2(null, standard)
     try:
         held = [int(name) for name in os.listdir("/proc/self/fd")]
     except OSError:
         return
-    for descriptor in set(held) - {0, 1, 2, kept}:
+    for descriptor in set(held) - {0, 1, 2, *kept}:
         try:
             os.close(descriptor)
         except OSError:  # that of the listing
             continue
 
 
-def _wait(child: int) -> int:
+def _wait(child: int, witness: _Witness) -> int:
     """Until *child* is dead, but not reaped. Returns how it ended, as wait(2) gives it."""
-    witness = _Witness()
     stopped_by = 0
     is_to_stop = False
     while True:

@@ -85,7 +85,7 @@ class Start:
         return process
 
     def command_pid(self) -> int:
-        return int(self._read("pid"))
+        return int(self._read("pid") or 0)
 
     def seen(self) -> int:
         """How often the signal came."""
@@ -317,7 +317,16 @@ def test_control_c(start: Start) -> None:
 @pytest.mark.parametrize("is_for_all", [True, False])
 def test_job_control(start: Start, is_for_all: bool) -> None:
     """Stopped and continued, both are: a shell sees our process stop as it would the command."""
-    process = start.counting("USR1", process_group=0)
+    start.jobs.script(
+        """
+        import os, time
+        with open("pid", "w") as file: print(os.getpid(), file=file)
+        while not os.path.exists("end"): time.sleep(0.02)
+        """,
+        "waiting.py",
+    )
+    process = start("python", "-I", "waiting.py", process_group=0)
+    wait_for(lambda: (start.jobs.directory / "pid").exists() and start.command_pid())
     send = os.killpg if is_for_all else os.kill
     send(process.pid, signal.SIGTSTP)
     _, status = os.waitpid(process.pid, os.WUNTRACED)
@@ -326,7 +335,7 @@ def test_job_control(start: Start, is_for_all: bool) -> None:
     send(process.pid, signal.SIGCONT)
     wait_for(lambda: state(start.command_pid()) in "SR" and state(process.pid) in "SR")
     start.end()
-    assert process.wait(timeout=20) == 7
+    assert process.wait(timeout=20) == 0
 
 
 def state(pid: int) -> str:

@@ -91,6 +91,7 @@ def _prepare(
         if opened is None:
             return
         room, settings = opened.room, opened.settings
+        is_last = is_last or bool(opened.alone)
         exits.promise(room, os.getpid(), ticks, waits[0], start_ticks(waits[0]))
         _count_overhead(opened)
     else:

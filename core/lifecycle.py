@@ -25,7 +25,7 @@ from stagewatch.exporters.page import Words
 from stagewatch.exporters.spans import SpanWriter
 from stagewatch.forking import forked
 from stagewatch.opened import Opened, record
-from stagewatch.opening import open_in_journal, span_without_sdk
+from stagewatch.opening import environment, open_in_journal, span_without_sdk
 from stagewatch.processors import errors, throughput
 from stagewatch.surroundings import prepare
 
@@ -46,6 +46,11 @@ def open_run(
     if prepared is None or _opened is not None:
         return None
     _opened = open_in_journal(prepared, _start_span, attributes, spans, elsewhere=elsewhere)
+    if _opened.alone and _opened.owner:
+        from stagewatch.exporters.recorder import resident  # few need it
+
+        place = _opened.state_directory, _opened.room
+        resident.start(*place, environment(prepared.config), _opened.alone)
     _begin(_opened)
     _opened.overhead = time.thread_time_ns() - _began
     _opened.cpu_before = time.process_time()

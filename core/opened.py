@@ -21,6 +21,7 @@ from stagewatch.exporters.journal import (
     pid_namespace,
     start_ticks,
 )
+from stagewatch.exporters.recorder import oom
 from stagewatch.measures import uptime
 from stagewatch.recording import Run
 from stagewatch.records import ProcessStarted
@@ -46,6 +47,8 @@ class Opened(Struct):
     """Pid of the process that says how the run ended; 0 if it is another one."""
     ships_itself: bool
     elsewhere: bool
+    alone: str = ""
+    """Why no recorder can be had, where that is so."""
     overhead: int = 0
     """Nanoseconds of CPU that our start took."""
     cpu_before: float = 0.0
@@ -90,4 +93,5 @@ def process_started(opened: Opened) -> ProcessStarted:
         messages=opened.settings.exception_messages,
         spans_elsewhere=opened.elsewhere,
         uptime=uptime(),
+        oom_kills=oom.kills(),
     )

@@ -70,7 +70,10 @@ def open_in_journal(
     journal.append(process_started(opened))
     if span is not None:
         journal.append(_run_started(prepared, opened.run, outside))
-    recorder_start.announce(room, journal.key, _environment(prepared.config), directory)
+    found = environment(prepared.config)
+    opened.alone = recorder_start.announce(room, journal.key, found, directory).alone
+    if opened.alone:
+        opened.ships_itself = True
     if span is not None:
         show_to_children(opened.run)
     return opened
@@ -129,7 +132,7 @@ def _run_started(prepared: Prepared, run: Run, outside: otel_context.Context) ->
     )
 
 
-def _environment(config: Config) -> dict[str, str]:
+def environment(config: Config) -> dict[str, str]:
     """For the recorder, which does not know whose file it should read: settings as variables."""
     found = dict(os.environ)
     if config.file is not None:

@@ -54,6 +54,8 @@ def run(become: Callable[[Child], NoReturn]) -> NoReturn:
         os.close(is_ready)
         _attend(pid, reads, witness)
     except Exception:  # ours: then without signals and word, but to the true end
+        with suppress(OSError):
+            os.close(is_ready)
         _end_as(os.waitpid(pid, 0)[1])
 
 

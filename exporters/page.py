@@ -243,6 +243,9 @@ class PageReader:
         if len(buffer) < SIZE:
             raise ValueError(f"a status page has {SIZE} bytes, this one {len(buffer)}")
         self._buffer = buffer
+        self.pid: int
+        self.ticks: int
+        self.pid_namespace: int
         magic, self.pid, self.ticks, self.pid_namespace = _HEADER.unpack_from(buffer, 0)
         if magic != MAGIC:
             raise ValueError(f"no status page: it begins with {magic!r}")
@@ -251,6 +254,10 @@ class PageReader:
         """One of `Words`."""
         value: int = _WORD.unpack_from(self._buffer, _WORDS_AT + 8 * number)[0]
         return value
+
+    def checksum(self) -> int:
+        """Of the whole page: changes with anything that its process does."""
+        return zlib.crc32(self._buffer)
 
     def cell(self, kind: str, offset: int) -> dict[str, int] | None:
         """Fields by name, or None if nothing was ever stored there."""

@@ -38,6 +38,9 @@ def main(arguments: Sequence[str]) -> int:
         return _misunderstood(f"unknown option {command[0]}")
     if not command:
         return _misunderstood("no command to run")
+    if sys.platform != "linux":
+        _say("`run` needs Linux; put opentelemetry-instrument in front of a Python command")
+        return 1
     waits = os.getpid(), os.getppid()
     parent.run(lambda child: _become(command, child, waits))
 
@@ -59,14 +62,19 @@ def _become(command: list[str], child: parent.Child, waits: tuple[int, int]) -> 
 
     *waits*: pids of the process that waits for this one, and of its parent.
     """
+    from stagewatch.config import is_disabled
     from stagewatch.safety import guarded
 
     _undo_locale()
     path = _find(command[0])
-    wrapper = _wrapper(command, path)
-    with guarded:
-        _prepare(command, path, child, waits, opens_run=wrapper is None)
-    if wrapper is not None and wrapper != path:
+    wrapper = None
+    if not is_disabled(os.environ):
+        wrapper = _wrapper(command, path)
+        with guarded:
+            _prepare(command, path, child, waits, opens_run=wrapper is None)
+    if wrapper is not None and os.path.basename(command[0]) != _WRAPPER:
+        os.environ.setdefault("OTEL_PYTHON_DISTRO", "stagewatch")
+        os.environ.setdefault("OTEL_PYTHON_CONFIGURATOR", "stagewatch")
         path, command = wrapper, [_WRAPPER, *command]
     child.restore_signals()
     _execute(path, command)
@@ -77,12 +85,9 @@ def _prepare(
     *, opens_run: bool,
 ) -> None:  # fmt: skip
     """What is to be known and opened before. *opens_run*: the command does not do so itself."""
-    from stagewatch import config
     from stagewatch.exporters.journal import start_ticks
     from stagewatch.exporters.recorder import exits, start
 
-    if config.is_disabled(os.environ):
-        return
     ticks = start_ticks()
     if is_last := start.ends_with(waits):
         os.environ[start.PARENT_VARIABLE] = f"{waits[0]}.{start_ticks(waits[0])}"
@@ -95,8 +100,6 @@ def _prepare(
         exits.promise(room, os.getpid(), ticks, waits[0], start_ticks(waits[0]))
         _count_overhead(opened)
     else:
-        os.environ.setdefault("OTEL_PYTHON_DISTRO", "stagewatch")
-        os.environ.setdefault("OTEL_PYTHON_CONFIGURATOR", "stagewatch")
         found = _configuration()
         room, settings = _room(found), found.settings
     child.tell(str(room), ticks, settings.exit_wait if is_last else 0.0, counts=opens_run)
@@ -180,8 +183,6 @@ def _wrapper(command: list[str], path: str | None) -> str | None:
     """The ``opentelemetry-instrument`` that a command is to be started with, or is itself."""
     if path is None:
         return None
-    if os.path.basename(path) == _WRAPPER:
-        return path
     interpreter, options = _interpreter(path, command[1:])
     if interpreter is None or _ignores_environment(options):
         return None
@@ -199,6 +200,8 @@ def _interpreter(path: str, arguments: list[str]) -> tuple[str | None, list[str]
     """The Python that runs a command, and what it is given; None if it is none."""
     if is_python(path):
         return path, arguments
+    if os.path.basename(path) == _WRAPPER:
+        return path, []
     if not path.endswith(".py"):
         return None, []
     try:

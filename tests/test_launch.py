@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 
 from stagewatch.exporters.recorder import exits, take_in_all
 from stagewatch.exporters.recorder.kernel import is_running
+from stagewatch.exporters.recorder.watch import journals
 from stagewatch.model import Outcome
 from stagewatch.program import Program, command
 from tests.jobs import BIN, Jobs, end_recorders, wait_for
@@ -458,16 +460,26 @@ def test_python(start: Start, line: list[str]) -> None:
     assert start.jobs.tree(run) == [{"load": []}]
 
 
-def test_python_without_stagewatch(start: Start) -> None:
+@pytest.mark.parametrize("name", ["python3", "opentelemetry-instrument"])
+def test_python_without_stagewatch(start: Start, name: str) -> None:
     """One line says so; the command is run and recorded like any other."""
     place = start.jobs.directory / "bin"
     place.mkdir()
-    (place / "python3").symlink_to(sys.executable)
+    (place / name).symlink_to(sys.executable)
     start.jobs.script("raise SystemExit(3)")
-    status, _, err = start.done("bin/python3", "etl.py")
+    status, _, err = start.done(f"bin/{name}", "etl.py")
     assert status == 3
     line = "has no stagewatch installed: of this run only the command itself is seen"
-    assert err == f"stagewatch: bin/python3 {line}\n"
+    assert err == f"stagewatch: bin/{name} {line}\n"
+    (run,) = start.jobs.runs()
+    assert run.error_type == "exit_3"
+
+
+@pytest.mark.parametrize("option", ["-I", "-E", "-S"])
+def test_python_that_ignores_its_environment(start: Start, option: str) -> None:
+    """It cannot be instrumented, and is run and recorded like any other command."""
+    start.jobs.script("raise SystemExit(3)")
+    assert start.done("python", option, "etl.py") == (3, "", "")
     (run,) = start.jobs.runs()
     assert (run.pipeline, run.error_type) == ("etl", "exit_3")
 
@@ -536,6 +548,17 @@ def test_word_of_an_end(tmp_path: Path) -> None:
 
 
 # --- PID 1 --------------------------------------------------------------------------------------
+
+
+def test_word_that_nobody_fetches(tmp_path: Path) -> None:
+    """What is left of a process that is long gone, without a journal, is swept away."""
+    for pid, age in ((7, 3600), (8, 0)):
+        (tmp_path / f"{pid}.70.abc.0.journal").touch()
+        exits.leave(str(tmp_path), pid, 70, 0, 1, 2)
+        (tmp_path / f"{pid}.70.abc.0.journal").unlink()
+        os.utime(tmp_path / f"{pid}.70.exit", (time.time() - age,) * 2)
+    assert journals(tmp_path) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["8.70.exit"]
 
 
 @pytest.fixture

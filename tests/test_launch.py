@@ -606,6 +606,31 @@ def test_first_process_of_a_container(
     assert (run.outcome, run.error_type) == (outcome, cause)
 
 
+@pytest.mark.parametrize("first", [[], ["sh", "-c", '"$@"; exit $?', "sh"]])
+def test_python_in_a_container(start: Start, container: list[str], first: list[str]) -> None:
+    """A Python command as PID 1, or beneath a shell that is: everything is sent before the end."""
+    start.jobs.script("import stagewatch\nwith stagewatch.stage('load'): {}['x']\n")
+    with OtlpReceiver() as receiver:
+        done = subprocess.run(
+            [*container, *first, *RUN, "python", "etl.py"],
+            cwd=start.jobs.directory,
+            env={
+                **start.jobs.environment,
+                "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint,
+                "STAGEWATCH_EXIT_WAIT": "20s",
+                "STAGEWATCH_RECORDER_IDLE": "60",
+            },
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        assert (done.returncode, done.stderr.count("KeyError: 'x'")) == (1, 1)
+        assert {"etl", "load"} <= {span.name for span in receiver.spans}
+    (run,) = start.jobs.runs()
+    assert (run.outcome, run.error_type) == (Outcome.FAILURE, "KeyError")
+    assert run.wait_status == 1 << 8
+
+
 def test_end_of_a_container_is_bounded(start: Start, container: list[str]) -> None:
     """A backend that hangs holds nobody up for longer than STAGEWATCH_EXIT_WAIT."""
     with OtlpReceiver() as receiver:

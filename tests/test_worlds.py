@@ -370,3 +370,76 @@ def test_without_proc_at_a_long_path(sending: Jobs, receiver: OtlpReceiver) -> N
     assert (process.returncode, errors.count("\n")) == (0, 1), errors
     assert "too long for a socket" in errors
     assert [span.name for span in receiver.spans] == ["etl"]
+
+
+def test_rooms_nobody_comes_to(jobs: Jobs) -> None:
+    """Empty rooms of earlier containers are deleted after a while, others stay."""
+    jobs.run("pass")
+    jobs.runs()
+    (room,) = (jobs.state / "rooms").iterdir()
+    destination = room.name.partition("-")[0]
+    old, recent, used, other = (
+        room.with_name(name)
+        for name in (f"{destination}-1", f"{destination}-2", f"{destination}-3", "else-1")
+    )
+    for one in (old, recent, used, other):
+        one.mkdir()
+        (one / "alive").touch()
+        (one / "settings").touch()
+    (used / "1.2.ab.page").touch()
+    for one in (old, used, other):
+        os.utime(one, (1, 1))
+    jobs.run("pass")
+    wait_for(lambda: not old.exists())
+    assert recent.exists() and used.exists() and other.exists()
+
+
+READ_ONLY = """
+    set -e
+    mkdir -p "$STATE"
+    mount --bind "$STATE" "$STATE"
+    mount -o remount,bind,ro "$STATE"
+    exec "$0" "$@"
+"""
+
+
+def read_only(jobs: Jobs, script: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A job whose state directory is on a read-only mount."""
+    job = [str(BIN / "opentelemetry-instrument"), "python", str(script)]
+    return subprocess.run(
+        ["unshare", "--mount", "/bin/sh", "-c", READ_ONLY, *job],
+        cwd=jobs.directory,
+        env={**jobs.environment, "STATE": str(jobs.state), **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@root
+def test_state_on_a_read_only_mount(jobs: Jobs, tmp_path: Path) -> None:
+    """State goes to a temporary directory, with one warning; the run is recorded there."""
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    done = read_only(jobs, jobs.script("import sys; sys.exit(3)"), TMPDIR=str(temporary))
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (3, "", 1), done.stderr
+    assert f"the state directory {jobs.state} cannot be written; using {temporary}" in done.stderr
+    jobs.state = temporary / f"stagewatch-{os.getuid()}"
+    assert by_outcome(jobs.runs()) == [(Outcome.FAILURE, "exit_3")]
+
+
+@root
+def test_nothing_can_be_written(jobs: Jobs) -> None:
+    """Where there is no temporary directory either the job goes on, and one line says so."""
+    script = jobs.script("print('done')")
+    everything = READ_ONLY.replace("exec", "mount -o remount,bind,ro /; cd /; exec")
+    job = [str(BIN / "opentelemetry-instrument"), "python", str(script)]
+    done = subprocess.run(
+        ["unshare", "--mount", "/bin/sh", "-c", everything, *job],
+        env={**jobs.environment, "STATE": str(jobs.state)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (0, "done\n", 1), done.stderr
+    assert "stagewatch" in done.stderr

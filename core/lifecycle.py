@@ -18,7 +18,7 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, TraceFlags
 
-from stagewatch import recording, semconv, tracing
+from stagewatch import clock, recording, semconv, tracing
 from stagewatch.config import Config, parameters
 from stagewatch.exiting import exiting
 from stagewatch.exporters import metrics, state
@@ -27,6 +27,7 @@ from stagewatch.exporters.page import Words
 from stagewatch.exporters.recorder import start as recorder_start
 from stagewatch.exporters.spans import SpanWriter
 from stagewatch.forking import forked
+from stagewatch.measures import uptime
 from stagewatch.opened import Opened, new_journal, process_started, record
 from stagewatch.processors import errors, throughput
 from stagewatch.recording import Run
@@ -152,7 +153,7 @@ def _run_started(prepared: Prepared, run: Run, outside: otel_context.Context) ->
         parent_span_id=outer.span_id.to_bytes(8, "big") if outer.is_valid else b"",
         pipeline=run.pipeline.name,
         name=run.pipeline.name,
-        start=time.time_ns(),
+        start=clock.now(),
         sampled=run.span.trace_flags.sampled,
         attempt=settings.attempt,
         scheduled=settings.scheduled_time,
@@ -164,6 +165,7 @@ def _run_started(prepared: Prepared, run: Run, outside: otel_context.Context) ->
         trace_state=run.span.trace_state.to_header(),
         links=links,
         declared=run.pipeline if run.pipeline.name in prepared.config.pipelines else None,
+        uptime=uptime(),
     )
 
 

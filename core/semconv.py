@@ -78,6 +78,10 @@ PROCESS_DIED: Final = "process died"
 TELEMETRY_GAP: Final = "telemetry gap"
 """Nobody watched for a while: recorder and keeper were both dead."""
 
+EVENT_PREFIX: Final = "pipeline."
+"""Before a name above, its words joined by dots: the event on the run's span, and the log's
+``event.name``: ``pipeline.run.late``."""
+
 # --- span attributes: stage -------------------------------------------------------------------
 
 STAGE_NAME: Final = "pipeline.stage.name"

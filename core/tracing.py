@@ -18,8 +18,8 @@ from opentelemetry import trace
 from opentelemetry.trace import Span
 from opentelemetry.util.types import AttributeValue
 
+from stagewatch import clock, records, semconv
 from stagewatch import recording as state
-from stagewatch import records, semconv
 from stagewatch.failures import fail_span, verdict
 from stagewatch.model import Outcome, Pipeline
 from stagewatch.recording import Counts, Recording, Run, thread
@@ -34,7 +34,7 @@ innermost: ContextVar[OpenStage | Recording | None] = ContextVar("stagewatch", d
 """The same, one call away; the recording where no stage is open, None where only the OpenTelemetry
 context knows."""
 _get_current = otel_context.get_current
-_clock = time.time_ns
+_clock = clock.now
 _ticks = time.monotonic_ns
 
 before_stage_ends: list[Callable[[records.StageEnded], Mapping[str, AttributeValue]]] = []
@@ -75,7 +75,6 @@ class OpenStage:
         "_resumed",
         "_span",
         "_start",
-        "_started",
         "_thread",
         "_token",
     )
@@ -102,7 +101,7 @@ class OpenStage:
         if not self._folded:
             context = self._open_span(context, attributes)
         self._context = otel_context.set_value(_STAGE_KEY, self, context)
-        self._started = self._resumed = _ticks()
+        self._resumed = _ticks()
         self._token: Any = (otel_context.attach(self._context), innermost.set(self))
 
     def _open_span(
@@ -221,7 +220,7 @@ class OpenStage:
     ) -> None:
         recording, counts, span = self.recording, self._counts, self._span
         usage = resource.getrusage(resource.RUSAGE_SELF)
-        end = self._start + _ticks() - self._started
+        end = _clock()
         outcome, error_type = verdict(error)
         ended = records.StageEnded(
             recording.run.run_id,

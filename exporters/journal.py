@@ -1,8 +1,8 @@
 """The journal: the append-only record of one process, written before anything is sent.
 
 Preallocated shared-memory segments (``KEY.0.journal``, ``KEY.1.journal``, …): an append is a copy,
-not a system call, and survives any death of the process. A frame is length, CRC-32 and body; its
-body is stored first, so that what is not whole does not fit its checksum.
+not a system call, and survives any death of the process. A frame is length, CRC-32 and body; what
+is not whole does not fit its checksum.
 """
 
 from __future__ import annotations
@@ -145,6 +145,7 @@ class JournalWriter:
         body = encode(record)
         size = len(body)
         checksum = _crc32(body)
+        store = _FRAMES.get(size) or _frame(size)
         with self.lock:  # not acquire() and try: a signal handler may raise between the two
             self._depth += 1
             try:
@@ -163,8 +164,7 @@ class JournalWriter:
                 if self._copy_on_write:
                     self._write_through(body, at, end, checksum)
                     return
-                buffer[at + 8 : end] = body
-                _pack_frame(buffer, at, size, checksum)
+                store(buffer, at, size, checksum, body)
                 self._position_word[0] = self._position = self._position + 8 + size
             finally:
                 self._depth -= 1
@@ -266,6 +266,18 @@ def _capacity(number: int, size: int) -> int:
     while capacity < size + 2 * FRAME.size:
         capacity *= 2
     return capacity
+
+
+_FRAMES: Final[dict[int, Callable[..., None]]] = {}
+"""By the size of its body, what stores a whole frame at once: half of what two stores cost."""
+_REMEMBERED: Final = 4096
+
+
+def _frame(size: int) -> Callable[..., None]:
+    store = Struct(f"=II{size}s").pack_into
+    if size < _REMEMBERED:
+        _FRAMES[size] = store
+    return store
 
 
 _crc32 = zlib.crc32

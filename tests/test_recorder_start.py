@@ -300,6 +300,11 @@ def test_time_that_nobody_watched(place: Place) -> None:
     place.run("Job().announce(); os._exit(0)")
     assert start.ask_to_take_in(place.room, 20.0)
     assert unwatched(place) == seconds
+    run = next(run for run in place.runs().values() if run.end is None)
+    with open_history(place.state) as history:
+        (notice,) = history.notices(run.run_id)
+    assert notice.name == semconv.TELEMETRY_GAP
+    assert notice.attributes == {semconv.RUN_UNWATCHED: seconds}
     job.communicate(b"\n", timeout=30)
 
 

@@ -69,6 +69,8 @@ class FakeIntake:
 
     def tick(self, sightings: Mapping[str, Sighting], now: int) -> None: ...
 
+    def note(self, now: int) -> None: ...
+
     def is_busy(self) -> bool:
         return False
 
@@ -463,23 +465,22 @@ def test_python_without_pidfds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_deposit() -> None:
-    """What is left there is taken once; what nobody needs goes, and too much is no error."""
+    """Who looks takes nothing away; what nobody needs goes, and too much is no error."""
     entrance, exit = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     deposit = Deposit(entrance.detach(), exit.detach())
     pidfd = os.pidfd_open(os.getpid())
-    for number in range(3000):
+    for number in (*range(3000), 0):
         deposit.put(f"{number}.1.aa", pidfd)
-    found = deposit.take()
+    found = deposit.left()
     assert [caller.key for caller in found] == [f"{number}.1.aa" for number in range(len(found))]
     assert 200 < len(found) < 3000
-    assert deposit.take() == []
-    for number in range(60):
-        deposit.put(f"{number}.1.aa", pidfd)
+    again = deposit.left()  # as the next recorder would
+    assert [caller.key for caller in again] == [caller.key for caller in found]
     for _ in range(40):
         deposit.tidy(lambda key: key in ("3.1.aa", "50.1.aa"))
-    kept = deposit.take()
+    kept = deposit.left()
     assert [caller.key for caller in kept] == ["3.1.aa", "50.1.aa"]
-    for caller in (*found, *kept):
+    for caller in (*found, *again, *kept):
         assert caller.pidfd is not None
         assert f"Pid:\t{os.getpid()}\n" in Path(f"/proc/self/fdinfo/{caller.pidfd}").read_text()
         os.close(caller.pidfd)

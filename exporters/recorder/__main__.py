@@ -46,6 +46,10 @@ def _record(state: Path, room: Path, listening: int, place: int, deposit: Deposi
     callers = door.take_over(listening, place)
     if callers is None:
         return
+    left = deposit.left()
+    for caller in callers:  # at once: until the rest is loaded we may be killed, too
+        if caller.key and caller.pidfd is not None:
+            deposit.put(caller.key, caller.pidfd)
     # Only who is the recorder loads the rest, and opens the history.
     from stagewatch.config import load_or_default
     from stagewatch.exporters.recorder.ingest import open_intake
@@ -65,7 +69,7 @@ def _record(state: Path, room: Path, listening: int, place: int, deposit: Deposi
     gc.collect()
     gc.freeze()
     try:
-        recorder.run([*deposit.take(), *callers], settings)
+        recorder.run([*left, *callers], settings)
     finally:
         watch.close()
         intake.stop(_FLUSH_SECONDS)

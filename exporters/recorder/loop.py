@@ -101,6 +101,8 @@ class Recorder:
         while events := self._epoll.poll(0):
             self._attend(events)
         self._watch.read(everything=True)
+        self._tick()
+        self._note()
         asking, self._asking = self._asking, []
         for caller in asking:
             caller.answer()
@@ -108,6 +110,12 @@ class Recorder:
     def _tick(self) -> None:
         try:
             self._intake.tick(self._watch.sightings(), time.time_ns())
+        except Exception as error:
+            safety.report(error)
+
+    def _note(self) -> None:
+        try:
+            self._intake.note(time.time_ns())
         except Exception as error:
             safety.report(error)
 

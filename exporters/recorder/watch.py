@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
-from stagewatch import safety
+from stagewatch import measures, safety
 from stagewatch.config import Settings
 from stagewatch.exporters.journal import boot_id, host_id, pid_namespace
 from stagewatch.exporters.life import is_held
@@ -24,8 +24,8 @@ from stagewatch.exporters.recorder.follow import Follower, Taker, remove_files
 from stagewatch.exporters.recorder.observer import Observer, Process, Seen, reader
 from stagewatch.exporters.recorder.outcome import Death
 from stagewatch.exporters.recorder.shortage import Shortage
-from stagewatch.exporters.recorder.vitals import Sighting
-from stagewatch.measures import SECOND, uptime
+from stagewatch.exporters.recorder.vitals import Sighting, Vitals
+from stagewatch.measures import SECOND
 from stagewatch.records import ProcessStarted
 
 _ORPHAN_SECONDS: Final = 60.0
@@ -35,6 +35,8 @@ class Intake(Taker, Protocol):
     """What becomes of the records: see `stagewatch.exporters.recorder.ingest`."""
 
     def tick(self, sightings: Mapping[str, Sighting], now: int) -> None: ...
+
+    def note(self, now: int) -> None: ...
 
     def is_busy(self) -> bool: ...
 
@@ -109,7 +111,7 @@ class Watch:
             if process not in deaths:
                 vitals = self._observer.farewell(process)
                 status = kernel.wait_status(pidfd, *process)
-                deaths[process] = Death(status, time.time_ns(), vitals=vitals)
+                deaths[process] = _death(status, vitals)
         self._certify(deaths)
         self.bury()
 
@@ -120,6 +122,8 @@ class Watch:
 
     def bury(self) -> None:
         """Close the journals of the dead; what cannot be closed now is tried again later."""
+        if self._dead:
+            self.read()  # a worker may be dead before the start of its run was read
         dead = [self.followers[key] for key in self._dead if key in self.followers]
         read = [follower for follower in dead if follower.read(final=True)]
         # Who opened a run goes last: with it the run is closed.
@@ -252,7 +256,7 @@ class Watch:
             self._dead[follower.key] = Death(at=follower.last_sign())
         else:
             vitals = self._observer.farewell(process)
-            self._certify({process: Death(status, time.time_ns(), vitals=vitals)})
+            self._certify({process: _death(status, vitals)})
 
     def _judge_by_page(self, follower: Follower) -> None:
         # Without /proc nobody knows whose a pid is, unless its process holds the page.
@@ -291,8 +295,13 @@ class Watch:
 
 def _age(started: ProcessStarted) -> float:
     if started.uptime:
-        return (uptime() - started.uptime) / SECOND
+        return (measures.uptime() - started.uptime) / SECOND
     return (time.time_ns() - started.start) / SECOND
+
+
+def _death(status: int | None, vitals: Vitals | None) -> Death:
+    """One that is seen now."""
+    return Death(status, time.time_ns(), vitals=vitals, uptime=measures.uptime())
 
 
 def _began(follower: Follower) -> int:

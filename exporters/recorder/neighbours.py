@@ -17,7 +17,7 @@ from typing import Final
 from stagewatch.exporters.journal import page_path
 from stagewatch.exporters.life import is_held
 from stagewatch.exporters.page import PageReader, Words
-from stagewatch.exporters.recorder.indoors import take_in
+from stagewatch.exporters.recorder.indoors import bury, take_in
 from stagewatch.exporters.recorder.start import has_living_recorder
 from stagewatch.exporters.recorder.watch import journals
 from stagewatch.safety import report
@@ -57,7 +57,7 @@ class Neighbours:
         if not dead:
             return False
         self._tried |= dict.fromkeys(dead, now)
-        return take_in(self._state, room, self._environ, is_last_word=False)
+        return take_in(self._state, room, self._environ, bury)
 
 
 def _clear(room: Path) -> None:

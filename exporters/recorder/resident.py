@@ -17,11 +17,15 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from stagewatch.exporters.recorder.limits import memory_left
 from stagewatch.exporters.recorder.start import OUTLIVED_BY_NOTHING
 from stagewatch.safety import report
+
+if TYPE_CHECKING:
+    from stagewatch.exporters.recorder.ingest import Intake
+    from stagewatch.exporters.recorder.watch import Watch
 
 _logger = logging.getLogger(__name__)
 
@@ -142,7 +146,14 @@ class Resident:
         with suppress_instrumentation():
             if not self.is_loaded:
                 remember_settings(self._room, self._environ)
-            take_in(self._state, self._room, self._environ, is_last_word=False)
+            take_in(self._state, self._room, self._environ, self._finish)
+
+    def _finish(self, watch: Watch, intake: Intake) -> None:
+        now = time.time_ns()
+        watch.bury()
+        intake.tick(watch.sightings(), now)
+        if not self.is_loaded:
+            intake.prune(now)
 
     def _send(self) -> bool:
         from opentelemetry.instrumentation.utils import suppress_instrumentation

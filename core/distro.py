@@ -21,8 +21,8 @@ from stagewatch.processors.span_processor import PipelineProcessor
 from stagewatch.safety import guarded
 
 _logger = logging.getLogger(__name__)
-_OURS = {"requests"}
-"""Upstream instrumentors that ours load themselves, once the library is really imported."""
+_OURS = {"requests": "stagewatch_requests", "threading": "stagewatch_concurrent"}
+"""Ours in place of upstream instrumentors: they load those when it is time, or do without."""
 
 _spans: SpanWriter | None = None
 
@@ -37,9 +37,9 @@ class Distro(BaseDistro):  # type: ignore[misc]
         them all. Raises ImportError and DependencyConflictError, which upstream's loader expects.
         """
         name = entry_point.name
-        if name in _OURS and f"stagewatch_{name}" not in _disabled():
+        if name in _OURS and _OURS[name] not in _disabled():
             return
-        if name.removeprefix("stagewatch_") in _disabled():
+        if not _disabled().isdisjoint(_other_names(name)):
             return
         kwargs |= {"skip_dep_check": False, "raise_exception_on_conflict": True}
         absent: Exception | None = None
@@ -50,6 +50,12 @@ class Distro(BaseDistro):  # type: ignore[misc]
                 absent = error
         if absent:
             raise absent
+
+
+def _other_names(name: str) -> set[str]:
+    """``pandas`` stands for ``stagewatch_pandas``, ``threading`` for ``stagewatch_concurrent``."""
+    upstream = {theirs for theirs, ours in _OURS.items() if ours == name}
+    return upstream | {name.removeprefix("stagewatch_")}
 
 
 def _disabled() -> set[str]:

@@ -86,6 +86,6 @@ def process_started(opened: Opened) -> ProcessStarted:
         final_exit=opened.ships_itself,
         messages=opened.settings.exception_messages,
         spans_elsewhere=opened.elsewhere,
-        oom_kills=oom.kills(),
         uptime=uptime(),
+        oom_kills=oom.kills(),
     )

@@ -28,7 +28,7 @@ from stagewatch.safety import report
 FULL_SPANS = 100
 """Calls of one stage name in a run that get a span; the rest fold into a tally."""
 
-_STAGE_KEY = otel_context.create_key("stagewatch-stage")
+STAGE_KEY = otel_context.create_key("stagewatch-stage")
 """Where the current stage is in an OpenTelemetry context, which pools hand on to their threads."""
 innermost: ContextVar[OpenStage | Recording | None] = ContextVar("stagewatch", default=None)
 """The same, one call away; the recording where no stage is open, None where only the OpenTelemetry
@@ -100,7 +100,7 @@ class OpenStage:
         context = _get_current()
         if not self._folded:
             context = self._open_span(context, attributes)
-        self._context = otel_context.set_value(_STAGE_KEY, self, context)
+        self._context = otel_context.set_value(STAGE_KEY, self, context)
         self._resumed = _ticks()
         self._token: Any = (otel_context.attach(self._context), innermost.set(self))
 
@@ -195,7 +195,7 @@ class OpenStage:
             self._resumed = _ticks()
             context = trace.set_span_in_context(self._span) if self._span else None
             self._token = (
-                otel_context.attach(otel_context.set_value(_STAGE_KEY, self, context)),
+                otel_context.attach(otel_context.set_value(STAGE_KEY, self, context)),
                 innermost.set(self),
             )
 
@@ -295,6 +295,19 @@ class _NoStage(OpenStage):
 NO_STAGE = _NoStage()
 
 
+class StageElsewhere(OpenStage):
+    """A stage of another process that this one works for: what is counted counts for its name."""
+
+    __slots__ = ()
+
+    def __init__(self, recording: Recording, name: str) -> None:
+        self.name = name
+        self.recording = recording
+        self.operations = recording.operations_of(name)
+        self._is_over = True  # who opened it ends it
+        self._token = None
+
+
 def enter(name: str, attributes: Mapping[str, AttributeValue] | None = None) -> OpenStage:
     """Open the stage *name* and make it current in this context."""
     recording = state.active
@@ -315,7 +328,7 @@ def current_stage() -> OpenStage | None:
     if found is not None and found is state.active:
         return None
     if not isinstance(found, OpenStage):
-        found = _get_current().get(_STAGE_KEY)
+        found = _get_current().get(STAGE_KEY)
     return found if isinstance(found, OpenStage) else None
 
 

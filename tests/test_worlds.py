@@ -363,6 +363,8 @@ def test_without_proc(sending: Jobs, receiver: OtlpReceiver) -> None:
     ]
     expected = ["child", "etl", "etl", "forked", "forked", "load", "load"]
     receiver.wait_for(lambda r: names(r) == expected, 20)
+    log = sending.state / "recorder.log"
+    assert not log.exists(), log.read_text()
 
 
 @root

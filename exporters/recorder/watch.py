@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
-from stagewatch import measures, safety
+from stagewatch import safety
 from stagewatch.config import Settings
 from stagewatch.exporters.journal import boot_id, host_id, pid_namespace
 from stagewatch.exporters.life import is_held
@@ -25,7 +25,7 @@ from stagewatch.exporters.recorder.observer import Observer, Process, Seen, read
 from stagewatch.exporters.recorder.outcome import Death
 from stagewatch.exporters.recorder.shortage import Shortage
 from stagewatch.exporters.recorder.vitals import Sighting, Vitals
-from stagewatch.measures import SECOND
+from stagewatch.measures import SECOND, uptime
 from stagewatch.records import ProcessStarted
 
 _ORPHAN_SECONDS: Final = 60.0
@@ -293,15 +293,15 @@ class Watch:
                 self._deposit.tidy(lambda key: key in self.followers)
 
 
-def _age(started: ProcessStarted) -> float:
-    if started.uptime:
-        return (measures.uptime() - started.uptime) / SECOND
-    return (time.time_ns() - started.start) / SECOND
-
-
 def _death(status: int | None, vitals: Vitals | None) -> Death:
     """One that is seen now."""
-    return Death(status, time.time_ns(), vitals=vitals, uptime=measures.uptime())
+    return Death(status, time.time_ns(), vitals=vitals, uptime=uptime())
+
+
+def _age(started: ProcessStarted) -> float:
+    if started.uptime:
+        return (uptime() - started.uptime) / SECOND
+    return (time.time_ns() - started.start) / SECOND
 
 
 def _began(follower: Follower) -> int:

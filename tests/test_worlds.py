@@ -294,7 +294,10 @@ def test_no_process_allowed(sending: Jobs, receiver: OtlpReceiver, seconds: str)
     end, and its own word on how it ended is believed."""
     script = sending.script(
         f"""
-        import stagewatch, subprocess, time
+        import stagewatch, subprocess, time, weakref
+        class Thing: pass
+        thing = Thing()
+        weakref.finalize(thing, str)  # whose exit handler comes before ours
         try:
             subprocess.run(["true"])
         except PermissionError:
@@ -306,7 +309,7 @@ def test_no_process_allowed(sending: Jobs, receiver: OtlpReceiver, seconds: str)
     done = subprocess.run(
         [sys.executable, sandbox, BIN / "opentelemetry-instrument", "python", script],
         cwd=sending.directory,
-        env=sending.environment,
+        env={**sending.environment, "PYTHONWARNINGS": "always::ResourceWarning"},
         capture_output=True,
         text=True,
         timeout=60,

@@ -56,6 +56,7 @@ class Resident:
         self._asleep = _thread.allocate_lock()
         self._asleep.acquire()
         self._gone = _thread.allocate_lock()
+        self._thread = 0
         self._is_over = False
         self.is_loaded = False
         self._pause = _FIRST_SECONDS
@@ -86,11 +87,17 @@ class Resident:
             self._is_over = True
             self._asleep.release()
             self._free()
-            self._gone.acquire(timeout=_PATIENCE)
+            self._wait_until_gone()
 
     def after_fork(self) -> None:
         """In the parent."""
         self._free()
+
+    def _wait_until_gone(self) -> None:
+        if self._gone.acquire(timeout=_PATIENCE):
+            until = time.monotonic() + _PATIENCE
+            while os.path.exists(f"/proc/self/task/{self._thread}") and time.monotonic() < until:
+                time.sleep(0.0005)  # it needs the interpreter to end
 
     def _locks(self) -> tuple[_thread.LockType, _thread.LockType]:
         return self._reading, self._sending
@@ -103,6 +110,7 @@ class Resident:
     _held: list[_thread.LockType] = []
 
     def _live(self) -> None:
+        self._thread = _thread.get_native_id()
         try:
             while not self._is_over and not self._asleep.acquire(timeout=self._pause):
                 self._round()

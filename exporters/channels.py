@@ -110,7 +110,7 @@ class _Http(Channel):
         with suppress(Exception):
             for adapter in self.session.adapters.values():
                 pools = adapter.poolmanager.pools
-                for key in pools.keys():  # noqa: SIM118: it cannot be iterated over
+                for key in pools.keys():  # noqa: SIM118
                     pools[key].close()
         super().close()
 

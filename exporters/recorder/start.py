@@ -179,6 +179,14 @@ def end_recorder(room: Path, timeout: float) -> None:
         poll.poll(timeout * 1000)
     finally:
         os.close(pidfd)
+def no_room() -> str:
+    """Why a recorder would take memory that the job needs; empty where there is enough."""
+    from stagewatch.exporters.recorder.limits import memory_limit
+
+    limit = memory_limit()
+    if limit is None or limit > _LITTLE_MEMORY:
+        return ""
+    return f"a limit of {limit >> 20} MB of memory leaves no room for a recorder"
 
 
 def _opener() -> int:
@@ -325,7 +333,8 @@ def _elect(directory: int, room: Path, environ: Mapping[str, str], state: Path) 
                 return False
         from stagewatch.exporters.recorder.spawn import spawn  # most processes need none
 
-        _leave_room_for_the_job()
+        if reason := no_room():
+            raise Alone(reason)
         path = socket_path(room, directory)
         with suppress(FileNotFoundError):
             os.unlink(path)
@@ -339,14 +348,6 @@ def _elect(directory: int, room: Path, environ: Mapping[str, str], state: Path) 
             except OSError as error:
                 raise Alone(f"no recorder can be started ({error.strerror or error})") from error
         return True
-
-
-def _leave_room_for_the_job() -> None:
-    from stagewatch.exporters.recorder.limits import memory_limit
-
-    limit = memory_limit()
-    if limit is not None and limit <= _LITTLE_MEMORY:
-        raise Alone(f"a limit of {limit >> 20} MB of memory leaves no room for a recorder")
 
 
 def _is_locked(alive: int, byte: int) -> bool:

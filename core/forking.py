@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 
 from stagewatch import recording, safety, tracing
+from stagewatch.exporters import logs, metrics
+from stagewatch.exporters.journal import JournalWriter
 from stagewatch.exporters.recorder import start as recorder_start
 from stagewatch.opened import Opened, new_journal, process_started, record
 
@@ -17,6 +19,7 @@ def forked(opened: Opened) -> None:
     tracer = recording.active.tracer if recording.active else None
     recording.stop()
     opened.spans.detach()
+    _attach(None)
     opened.owner = opened.overhead = 0
     if tracer is None:
         return
@@ -24,5 +27,12 @@ def forked(opened: Opened) -> None:
     opened.journal.append(process_started(opened))
     recorder_start.introduce(opened.room, opened.journal.key, os.environ)
     record(opened, tracer)
+    _attach(opened.journal)
     if not isinstance(tracing.innermost.get(), tracing.OpenStage):
         tracing.innermost.set(recording.active)
+
+
+def _attach(journal: JournalWriter | None) -> None:
+    logs.attach(journal)
+    if metrics.installed is not None:
+        metrics.installed.attach(journal)

@@ -57,7 +57,9 @@ class LazyMeterProvider(MeterProvider):
     def _make(self) -> Any:
         try:
             from opentelemetry.sdk import metrics as sdk
+            from opentelemetry.sdk.resources import Resource
 
+            sdk._internal._get_process_dependent_resource = Resource.get_empty  # type: ignore[attr-defined]
             provider = sdk.MeterProvider([], self._resource, shutdown_on_exit=False)
             provider._measurement_consumer = self._measurements  # type: ignore[assignment]
             return provider

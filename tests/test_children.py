@@ -210,3 +210,54 @@ def test_logs_of_children_arrive(jobs: Jobs, receiver: OtlpReceiver) -> None:
         return sum(request.body.count(text) for request in receiver.requests)
 
     receiver.wait_for(lambda _: (times(b"of the parent"), times(b"of the child")) == (1, 1))
+
+
+def test_children_that_exec_leave_nothing(jobs: Jobs) -> None:
+    """A child that records nothing has no page, no journal and no thread of ours, however many."""
+    result = jobs.run(
+        """
+        import os, stagewatch
+        state = os.environ["STAGEWATCH_STATE_DIR"]
+
+        def files(): return sorted(name for *_, names in os.walk(state) for name in names)
+
+        with stagewatch.stage("fork"):
+            before = [name for name in files() if name.endswith((".page", ".journal"))]
+            for number in range(200):
+                pid = os.fork()
+                if not pid:
+                    if number % 2: os.execvp("true", ["true"])
+                    os._exit(len(os.listdir("/proc/self/task")) - 1)
+                assert os.waitpid(pid, 0)[1] == 0
+            assert [name for name in files() if name.endswith((".page", ".journal"))] == before
+        """
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    (run,) = jobs.runs()
+    assert jobs.tree(run) == [{"fork": []}]
+
+
+def test_a_grandchild_without_a_word_of_its_parent(jobs: Jobs) -> None:
+    """What a grandchild counts for the stage it was forked in counts, though its parent said
+    nothing."""
+    jobs.run(
+        """
+        import os, stagewatch
+        with stagewatch.stage("fork") as stage:
+            if not os.fork():
+                if not os.fork():
+                    stage.records(out=2)
+                    os._exit(0)
+                os.wait()
+                os._exit(0)
+            os.wait()
+            stage.records(out=1)
+        """
+    )
+    (run,) = jobs.runs()
+
+    def counted() -> list[tuple[str, int, int | None]]:
+        with jobs.history() as history:
+            return [(s.name, s.calls, s.records_out) for s in history.stages(run.run_id)]
+
+    wait_for(lambda: counted() == [("fork", 1, 3)])

@@ -88,9 +88,9 @@ class Configurator:
         provider = sdk.TracerProvider(
             resource=_resource(prepared.pipeline.name),
             shutdown_on_exit=False,
+            active_span_processor=PipelineProcessor(_spans.write),
             **{"id_generator": OwnIds(), **_customised()},
         )
-        provider.add_span_processor(PipelineProcessor(_spans.write))
         trace.set_tracer_provider(provider)
 
 
@@ -127,15 +127,20 @@ def _resource(pipeline: str) -> Any:
 
 
 def _customised() -> dict[str, Any]:
-    """Sampler and id generator that come from entry points; the SDK itself reads the others."""
+    """The default sampler, and sampler and id generator that come from entry points; the SDK itself
+    reads the others."""
     known = {"always_on", "always_off", "traceidratio"}
     sampler = os.environ.get("OTEL_TRACES_SAMPLER", "").strip().lower()
     generator = os.environ.get("OTEL_PYTHON_ID_GENERATOR", "").strip()
+    found: dict[str, Any] = {}
+    if sampler in ("", "parentbased_always_on"):
+        from stagewatch.sampling import WithParent
+
+        found["sampler"] = WithParent()
     if (not sampler or sampler.removeprefix("parentbased_") in known) and not generator:
-        return {}
+        return found
     from opentelemetry.sdk import _configuration  # 40 ms: only for those who need it
 
-    found: dict[str, Any] = {}
     if sampler and sampler.removeprefix("parentbased_") not in known:
         found["sampler"] = _configuration._import_sampler(sampler)
     if generator:

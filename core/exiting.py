@@ -61,6 +61,7 @@ def _run_exiting(opened: Opened) -> RunExiting:
         cpu_seconds=max(0.0, usage.ru_utime + usage.ru_stime - opened.cpu_before),
         memory_peak=usage.ru_maxrss * 1024,
         uptime=uptime(),
+        is_final=opened.ships_itself,
     )
 
 

@@ -83,7 +83,14 @@ def open_run(
     journal.append(process_started(_opened))
     if span is not None:
         journal.append(_run_started(prepared, run, outside))
-    recorder_start.announce(room, journal.key, _environment(prepared.config), directory)
+    environment = _environment(prepared.config)
+    announced = recorder_start.announce(room, journal.key, environment, directory)
+    if announced.alone:
+        _opened.ships_itself = True
+        if _opened.owner:
+            from stagewatch.exporters.recorder import resident  # few need it
+
+            resident.start(directory, room, environment, announced.alone)
     _begin(_opened)
     if span is not None:
         show_to_children(run)

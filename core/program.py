@@ -85,6 +85,9 @@ class ParentRun(Struct, frozen=True):
     def is_alive(self) -> bool:
         """Whether the process that opened the run still is; a run ends with it."""
         try:
+            if not self.ticks:  # it had no /proc to say more
+                os.kill(self.pid, 0)
+                return True
             return start_ticks(self.pid) == self.ticks
         except (OSError, ValueError, IndexError):
             return False

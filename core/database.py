@@ -97,6 +97,11 @@ _MIGRATIONS: Final = {
     1: """
 alter table run add column last_stage text;
 alter table run add column last_operation text;
+alter table stage add column bytes_in int not null default 0;
+alter table stage add column bytes_out int not null default 0;
+create table failure(
+    run int not null, stage text not null, operation text not null, error_type text not null,
+    calls int not null, primary key(run, stage, operation, error_type)) without rowid;
 create table live(run integer primary key, state blob not null);
 create table notice(
     run int not null, name text not null, key text not null, at int not null,

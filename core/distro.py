@@ -15,7 +15,7 @@ from opentelemetry import trace
 from opentelemetry.instrumentation.dependencies import DependencyConflictError
 from opentelemetry.instrumentation.distro import BaseDistro  # type: ignore[attr-defined]
 
-from stagewatch import lifecycle, semconv
+from stagewatch import lifecycle, semconv, surroundings
 from stagewatch.exporters.spans import SpanWriter
 from stagewatch.processors.span_processor import PipelineProcessor
 from stagewatch.safety import guarded
@@ -65,7 +65,7 @@ class Configurator:
     def configure(self, **_: Any) -> None:
         """Called by ``opentelemetry-instrument``; never raises."""
         global _spans
-        prepared = lifecycle.prepare()
+        prepared = surroundings.prepare()
         if prepared is None:
             return
         from opentelemetry.sdk.trace import TracerProvider
@@ -88,7 +88,7 @@ def open_run() -> None:
     provider = trace.get_tracer_provider()
     spans, elsewhere = _spans, False
     if spans is None and hasattr(provider, "add_span_processor"):
-        prepared = lifecycle.prepare()
+        prepared = surroundings.prepare()
         if prepared is None:
             return
         spans, elsewhere = SpanWriter(messages=prepared.config.settings.exception_messages), True
@@ -101,7 +101,7 @@ def open_run() -> None:
     from stagewatch.exporters import logs, metrics
 
     metrics.install(journal, resource)
-    prepared = lifecycle.prepare()
+    prepared = surroundings.prepare()
     messages = prepared is not None and prepared.config.settings.exception_messages
     logs.install(journal, resource, os.environ, messages=messages)
 

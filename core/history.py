@@ -21,7 +21,7 @@ from stagewatch.records import Attributes, SpanEnded, decode
 
 _RUN_COLUMNS: Final = tuple(Run.__struct_fields__)
 _STAGE_COLUMNS: Final = tuple(Stage.__struct_fields__)
-_OPERATION_COLUMNS: Final = tuple(Operation.__struct_fields__)
+_OPERATION_COLUMNS: Final = tuple(name for name in Operation.__struct_fields__ if name != "errors")
 _DATASET_COLUMNS: Final = tuple(Dataset.__struct_fields__)
 _KNOWN: Final = "span_id is not null"  # else only children of the run have been seen here
 
@@ -128,8 +128,15 @@ class History:
 
     def operations(self, run_id: str) -> list[Operation]:
         """By stage (empty: the run itself), the longest first."""
+        errors: dict[tuple[str, str], dict[str, int]] = {}
+        columns = ("stage", "operation", "error_type", "calls")
+        for row in self._of_run("failure", columns, run_id, "order by calls desc, error_type"):
+            found = errors.setdefault((row["stage"], row["operation"]), {})
+            found[row["error_type"]] = row["calls"]
         rows = self._of_run("operation", _OPERATION_COLUMNS, run_id, "order by stage, seconds desc")
-        return [Operation(**row) for row in rows]
+        return [
+            Operation(**row, errors=errors.get((row["stage"], row["name"]), {})) for row in rows
+        ]
 
     def datasets(self, run_id: str) -> list[Dataset]:
         """In the order in which they were touched; one entry per stage, direction and URI."""
@@ -307,7 +314,7 @@ class History:
     def _forget_runs(self, runs: list[int]) -> None:
         marks = ", ".join("?" * len(runs))
         with transaction(self.link):
-            for table in ("stage", "operation", "dataset", "live", "notice"):
+            for table in ("stage", "operation", "failure", "dataset", "live", "notice"):
                 self.link.execute(f"delete from {table} where run in ({marks})", runs)
             self.link.execute(f"delete from run where id in ({marks})", runs)
 

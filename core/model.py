@@ -260,6 +260,10 @@ class Stage(Struct, frozen=True, kw_only=True):
     records_out: int | None = None
     records_rejected: int = 0
     retries: int = 0
+    bytes_in: int = 0
+    """Bodies of HTTP answers and files read, where their size was known."""
+    bytes_out: int = 0
+    """Bodies of HTTP requests and files written."""
     cpu_seconds: float | None = None
     memory_peak: int | None = None
     error_type: str | None = None
@@ -279,6 +283,8 @@ class Operation(Struct, frozen=True, kw_only=True):
     seconds: float = 0.0
     rows_in: int = 0
     rows_out: int = 0
+    errors: dict[str, int] = {}
+    """Failed calls by ``error.type``: a class, or the status of an HTTP answer."""
 
 
 class Dataset(Struct, frozen=True, kw_only=True):

@@ -19,7 +19,14 @@ from stagewatch.model import Dataset
 from stagewatch.recording import OperationTally, Recording
 from stagewatch.records import NAME_MASK
 from stagewatch.safety import report
-from stagewatch.tracing import add_records, current_stage, detach, innermost, on_activity
+from stagewatch.tracing import (
+    add_records,
+    current_stage,
+    detach,
+    innermost,
+    on_activity,
+    transferred,
+)
 
 _clock = time.time_ns
 _ticks = time.monotonic_ns
@@ -176,13 +183,16 @@ def end(
     rows_out: int = 0,
     reads: int | None = None,
     writes: int | None = None,
+    bytes_in: int = 0,
+    bytes_out: int = 0,
     datasets: Sequence[Dataset] = (),
     attributes: Mapping[str, AttributeValue] | None = None,
 ) -> None:
     """The operation is over: once per `begin` that gave a call, on failure too.
 
     *rows_in*, *rows_out*: of its frames. *reads*, *writes*: rows that came from or went to the
-    outside, which are the stage's records; None for operations that do neither.
+    outside, which are the stage's records; None for operations that do neither. *bytes_in*,
+    *bytes_out*: as far as they are known.
     """
     call.base.library = call.outer
     nanoseconds = _ticks() - call.start
@@ -201,6 +211,7 @@ def end(
             return
         if reads is not None or writes is not None:
             add_records(reads, writes)
+        transferred(bytes_in, bytes_out)
         known: dict[str, AttributeValue] = {semconv.ROWS_IN: rows_in, semconv.ROWS_OUT: rows_out}
         for dataset in datasets[:1]:
             known.update(dataset_attributes(dataset))

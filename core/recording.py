@@ -74,15 +74,25 @@ class Run(Struct, frozen=True):
 class Counts:
     """Records of one thing. A side that nobody counted is None, not 0."""
 
-    __slots__ = ("records_in", "records_out", "rejected", "retries")
+    __slots__ = ("bytes_in", "bytes_out", "records_in", "records_out", "rejected", "retries")
 
     def __init__(self) -> None:
         self.records_in: int | None = None
         self.records_out: int | None = None
         self.rejected = 0
         self.retries = 0
+        self.bytes_in = 0
+        self.bytes_out = 0
 
-    def add(self, in_: int | None, out: int | None, rejected: int, retries: int) -> None:
+    def add(
+        self,
+        in_: int | None,
+        out: int | None,
+        rejected: int,
+        retries: int,
+        bytes_in: int,
+        bytes_out: int,
+    ) -> None:
         """Called under the sink's lock."""
         if in_ is not None:
             self.records_in = (self.records_in or 0) + in_
@@ -90,8 +100,10 @@ class Counts:
             self.records_out = (self.records_out or 0) + out
         self.rejected += rejected
         self.retries += retries
+        self.bytes_in += bytes_in
+        self.bytes_out += bytes_out
 
-    def fields(self) -> tuple[int, int, int, int, int]:
+    def fields(self) -> tuple[int, int, int, int, int, int, int]:
         """As they stand in a cell of the status page, which holds unsigned numbers only."""
         known = (self.records_in is not None) | (self.records_out is not None) << 1
         return (
@@ -99,6 +111,8 @@ class Counts:
             max(0, self.records_out or 0),
             max(0, self.rejected),
             self.retries,
+            self.bytes_in,
+            self.bytes_out,
             known,
         )
 
@@ -202,17 +216,24 @@ class StageTally:
             self._memory = max(self._memory, call.memory_peak)
             self._buckets[bucket_index((call.end - call.start) / 1e9)] += 1
             self._by_frames |= call.by_frames
-            self._counts.add(call.records_in, call.records_out, call.records_rejected, call.retries)
+            self._counts.add(
+                call.records_in,
+                call.records_out,
+                call.records_rejected,
+                call.retries,
+                call.bytes_in,
+                call.bytes_out,
+            )
             self._store()
         if failed and call.error_type:
             self._sink.append(
                 records.StageFailed(self._run_id, self._name, call.outcome, call.error_type)
             )
 
-    def add_counts(self, in_: int | None, out: int | None, rejected: int, retries: int) -> None:
-        """Count records of a call that somebody else ends: the parent of a forked process."""
+    def add_counts(self, *counts: Any) -> None:
+        """`Counts.add` for a call that somebody else ends: the parent of a forked process."""
         with self._sink.lock:
-            self._counts.add(in_, out, rejected, retries)
+            self._counts.add(*counts)
             self._store()
 
     def _store(self) -> None:
@@ -313,11 +334,12 @@ class Recording:
             found.stages = []
         return found
 
-    def add(self, in_: int | None, out: int | None, rejected: int, retries: int) -> None:
+    def add(self, *counts: Any) -> None:
+        """`Counts.add` for what belongs to no stage."""
         with self.lock:
-            counts = self.without_stage
-            counts.add(in_, out, rejected, retries)
-            self.run_cell.store(*counts.fields())
+            own = self.without_stage
+            own.add(*counts)
+            self.run_cell.store(*own.fields())
 
 
 active: Recording | None = None

@@ -135,6 +135,10 @@ class StageEnded(Struct, array_like=True, tag="E", frozen=True, gc=False):
     by_frames: int = 0
     """Bit 0: *records_in*, bit 1: *records_out* are rows of the function's DataFrames. They are the
     stage's, but not the run's: every stage that hands a frame on would count it again."""
+    bytes_in: int = 0
+    """Bodies of HTTP answers and files read, where their size was known."""
+    bytes_out: int = 0
+    """Bodies of HTTP requests and files written."""
 
 
 class SpanEnded(Struct, array_like=True, tag="S", frozen=True, gc=False):

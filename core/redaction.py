@@ -160,15 +160,18 @@ _CLEANERS: Final[Mapping[str, Callable[[str], str]]] = {
     "db.statement": sql,
     "db.query.text": sql,
     "db.connection_string": _connection_string,
+    "exception.message": message,
+    "exception.stacktrace": stacktrace,
 }
 SENSITIVE: Final = frozenset(_CLEANERS)
-"""Standard span attributes that may carry a secret."""
+"""Standard attributes that may carry a secret."""
+_MESSAGES: Final = frozenset({"exception.message", "exception.stacktrace"})
 
 
-def attributes(values: Mapping[str, Any]) -> dict[str, Any]:
-    """*values* with the `SENSITIVE` ones cleaned."""
+def attributes(values: Mapping[str, Any], *, messages: bool) -> dict[str, Any]:
+    """*values* with the `SENSITIVE` ones cleaned; *messages*: but for those of exceptions."""
     cleaned = dict(values)
-    for name in SENSITIVE & cleaned.keys():
+    for name in (SENSITIVE - _MESSAGES if messages else SENSITIVE) & cleaned.keys():
         value = cleaned[name]
         cleaned[name] = _CLEANERS[name](value) if isinstance(value, str) else HIDDEN
     return cleaned

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from stagewatch import measures
 from stagewatch.figures import (
+    NOTHING,
     SECOND,
     at,
     count,
@@ -60,6 +61,8 @@ def show(
     if missing and run.outcome == Outcome.SUCCESS:
         names = ", ".join(map(plain, missing))
         parts += [Text(), Text(f"declared, but never seen in this run: {names}", "yellow")]
+    if any(operation.errors for operation in operations):
+        parts += [Text(), _failures(operations)]
     if datasets:
         parts += [Text(), _datasets(datasets, everything=everything)]
     if run.error_place or run.error_message:
@@ -140,6 +143,10 @@ def _error_ratio(stage: Stage) -> float:
     return measures.error_ratio(stage.records_out, stage.records_rejected, failed=stage.failed > 0)
 
 
+def _bytes(moved: int) -> str:
+    return size(moved) if moved else NOTHING
+
+
 # Head, what stands in the cell, and whether the stage has anything to say in this column.
 _COLUMNS: Final[tuple[_Column, ...]] = (
     ("stage", lambda stage: plain(stage.name), lambda stage: True),
@@ -151,6 +158,8 @@ _COLUMNS: Final[tuple[_Column, ...]] = (
     ("rec/s", lambda stage: count(_throughput(stage)), _throughput),
     ("errors", lambda stage: percent(_error_ratio(stage)), _error_ratio),
     ("retries", lambda stage: count(stage.retries), lambda stage: stage.retries),
+    ("bytes in", lambda stage: _bytes(stage.bytes_in), lambda stage: stage.bytes_in),
+    ("bytes out", lambda stage: _bytes(stage.bytes_out), lambda stage: stage.bytes_out),
     (
         "CPU",
         lambda stage: duration(stage.cpu_seconds) if stage.cpu_seconds else "–",
@@ -181,6 +190,21 @@ def _stages(stages: Sequence[Stage]) -> RenderableType:
     for stage in stages:
         style = "red" if stage.failed else ""
         table.add_row(*(Text(cell(stage), style) for _, cell, _ in columns))
+    return table
+
+
+def _failures(operations: Sequence[Operation]) -> RenderableType:
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("failed calls", overflow="ellipsis", no_wrap=True)
+    table.add_column("calls", justify="right", no_wrap=True)
+    table.add_column("stage", overflow="ellipsis", no_wrap=True)
+    for operation in operations:
+        for error_type, calls in operation.errors.items():
+            table.add_row(
+                Text(f"{plain(operation.name)}: {plain(error_type)}", "red"),
+                count(calls),
+                Text(plain(operation.stage)),
+            )
     return table
 
 
@@ -241,6 +265,8 @@ def show_json(
                 "throughput": _throughput(stage),
                 "error_ratio": _error_ratio(stage),
                 "retries": stage.retries,
+                "bytes_in": stage.bytes_in,
+                "bytes_out": stage.bytes_out,
                 "cpu_seconds": stage.cpu_seconds,
                 "memory_peak": stage.memory_peak,
                 "error_type": stage.error_type,
@@ -257,6 +283,7 @@ def show_json(
                 "duration": operation.seconds,
                 "rows_in": operation.rows_in,
                 "rows_out": operation.rows_out,
+                "errors": operation.errors,
             }
             for operation in operations
         ],

@@ -161,16 +161,25 @@ class OpenStage:
         except Exception as error:
             report(error)
 
-    def count(self, in_: int | None, out: int | None, rejected: int = 0, retries: int = 0) -> None:
-        """What `records` does, for callers that are guarded themselves."""
+    def count(
+        self,
+        in_: int | None,
+        out: int | None,
+        rejected: int = 0,
+        retries: int = 0,
+        bytes_in: int = 0,
+        bytes_out: int = 0,
+    ) -> None:
+        """What `records` does, and more, for callers that are guarded themselves."""
         recording = state.active
         if recording is None:
             return
         if recording is not self.recording or self._is_over:
-            recording.folded_stage(self.name).add_counts(in_, out, rejected, retries)
+            tally = recording.folded_stage(self.name)
+            tally.add_counts(in_, out, rejected, retries, bytes_in, bytes_out)
             return
         with recording.lock:
-            self._counts.add(in_, out, rejected, retries)
+            self._counts.add(in_, out, rejected, retries, bytes_in, bytes_out)
             self._show()
 
     def suspend(self) -> None:
@@ -231,6 +240,8 @@ class OpenStage:
             self._active / 1e9,
             (counts.records_in is None and frame_rows_in is not None)
             | (counts.records_out is None and frame_rows_out is not None) << 1,
+            counts.bytes_in,
+            counts.bytes_out,
         )
         if span is None:
             recording.folded_stage(self.name).add(ended)
@@ -311,24 +322,37 @@ def current_stage() -> OpenStage | None:
 
 def add_records(in_: int | None = None, out: int | None = None, rejected: int = 0) -> None:
     """Count records for the innermost stage, else for the run."""
-    _add(in_, out, rejected, 0)
+    _add(in_, out, rejected)
 
 
 def retried(count: int = 1) -> None:
     """Count requests that the current stage tried again."""
-    _add(None, None, 0, count)
+    _add(None, None, retries=count)
 
 
-def _add(in_: int | None, out: int | None, rejected: int, retries: int) -> None:
+def transferred(bytes_in: int = 0, bytes_out: int = 0) -> None:
+    """Count bytes that the current stage, else the run, took in or gave out."""
+    if bytes_in or bytes_out:
+        _add(None, None, bytes_in=bytes_in, bytes_out=bytes_out)
+
+
+def _add(
+    in_: int | None,
+    out: int | None,
+    rejected: int = 0,
+    retries: int = 0,
+    bytes_in: int = 0,
+    bytes_out: int = 0,
+) -> None:
     recording = state.active
     if recording is None:
         return
     try:
         stage = current_stage()
         if stage is not None:
-            stage.count(in_, out, rejected, retries)
+            stage.count(in_, out, rejected, retries, bytes_in, bytes_out)
         else:
-            recording.add(in_, out, rejected, retries)
+            recording.add(in_, out, rejected, retries, bytes_in, bytes_out)
     except Exception as error:
         report(error)
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stagewatch.exporters.journal import JournalWriter
-from stagewatch.exporters.spans import event_attributes, plain
+from stagewatch.exporters.spans import clean, plain
 from stagewatch.records import LogEmitted, ScopeDefined
 from stagewatch.safety import guarded
 
@@ -59,7 +59,7 @@ def install(
                     (record.trace_id or 0).to_bytes(16, "big"),
                     (record.span_id or 0).to_bytes(8, "big"),
                     number,
-                    plain(event_attributes(record.attributes, messages=messages)) or None,
+                    plain(clean(record.attributes, messages=messages)),
                     record.event_name,
                 )
             )

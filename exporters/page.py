@@ -14,6 +14,7 @@ from pathlib import Path
 from struct import Struct
 from typing import Final, NamedTuple
 
+from stagewatch.exporters import life
 from stagewatch.exporters.memory import Memory
 from stagewatch.measures import DURATION_BUCKETS
 from stagewatch.records import NAME_MASK
@@ -37,13 +38,23 @@ _DEAD_AFTER: Final = 20
 """Looks at a half-written copy until it is clear that nobody goes on with it."""
 
 LAYOUTS: Final[dict[str, tuple[str, ...]]] = {
-    "run": ("records_in", "records_out", "records_rejected", "retries", "counted"),
+    "run": (
+        "records_in",
+        "records_out",
+        "records_rejected",
+        "retries",
+        "bytes_in",
+        "bytes_out",
+        "counted",
+    ),
     "stage": (
         "span_id",
         "records_in",
         "records_out",
         "records_rejected",
         "retries",
+        "bytes_in",
+        "bytes_out",
         "counted",
     ),
     "operation": ("calls", "nanoseconds", "rows_in", "rows_out"),
@@ -58,6 +69,8 @@ LAYOUTS: Final[dict[str, tuple[str, ...]]] = {
         "records_out",
         "records_rejected",
         "retries",
+        "bytes_in",
+        "bytes_out",
         "counted",
         *(f"bucket_{number}" for number in range(len(DURATION_BUCKETS) + 1)),
     ),
@@ -82,6 +95,8 @@ class Words:
     """Nanoseconds of CPU that our start-up and our exit handler took."""
     LAST_ACTIVITY: Final = 5
     """Nanoseconds since the epoch."""
+    HELD: Final = 6
+    """1: the process holds its page (`stagewatch.exporters.life`) for as long as it lives."""
 
 
 class Cell:
@@ -165,6 +180,7 @@ class PageWriter:
             self._memory.publish(0, _HEADER.size)
         self.position = self._buffer[_WORDS_AT : _WORDS_AT + 8].cast("Q")
         """The word ``JOURNAL_POSITION``, for who sets it all the time and knows of `publish`."""
+        self.set(Words.HELD, life.hold(path))
         self._end = _RUN_CELL_AT
         self._free: dict[str, list[Cell]] = {}
         self._slots = 0

@@ -15,9 +15,6 @@ from stagewatch.exporters.journal import JournalWriter
 from stagewatch.records import Attributes, Record, ScopeDefined, SpanEnded
 from stagewatch.safety import report
 
-_EXCEPTION_MESSAGE = "exception.message"
-_EXCEPTION_STACKTRACE = "exception.stacktrace"
-
 
 class SpanWriter:
     """Writes spans to a journal; exception messages are redacted unless *messages* is set."""
@@ -62,9 +59,9 @@ class SpanWriter:
                 status._status_code._value_,
                 self._message(status._description) if status._description else None,
                 scope,
-                _clean(attributes),
+                clean(attributes, messages=self._messages),
                 [self._event(event) for event in events] if events._dq else None,
-                [_link(link) for link in links] if links._dq else None,
+                [self._link(link) for link in links] if links._dq else None,
                 state.to_header() if state._dict else "",
                 (attributes.dropped, events.dropped, links.dropped)
                 if attributes.dropped or events.dropped or links.dropped
@@ -94,42 +91,30 @@ class SpanWriter:
         return text if self._messages else redaction.message(text)
 
     def _event(self, event: Event) -> tuple[str, int, Attributes | None]:
-        attributes = event_attributes(event.attributes, messages=self._messages)
-        return (event.name, event.timestamp, attributes)
+        return (event.name, event.timestamp, clean(event.attributes, messages=self._messages))
 
-
-def event_attributes(values: Mapping[str, Any] | None, *, messages: bool) -> dict[str, Any]:
-    """Attributes of an event or a log record as they are kept; *messages*: of exceptions too."""
-    attributes = dict(_clean(values) or {})
-    if not messages:
-        if isinstance(text := attributes.get(_EXCEPTION_MESSAGE), str):
-            attributes[_EXCEPTION_MESSAGE] = redaction.message(text)
-        if isinstance(text := attributes.get(_EXCEPTION_STACKTRACE), str):
-            attributes[_EXCEPTION_STACKTRACE] = redaction.stacktrace(text)
-    return attributes
+    def _link(self, link: Link) -> tuple[bytes, bytes, Attributes | None]:
+        context = link.context
+        return (
+            context.trace_id.to_bytes(16, "big"),
+            context.span_id.to_bytes(8, "big"),
+            clean(link.attributes, messages=self._messages),
+        )
 
 
 def _nowhere(record: Record) -> None:
     """Spans of a process that is no part of any run are not recorded."""
 
 
-def _link(link: Link) -> tuple[bytes, bytes, Attributes | None]:
-    context = link.context
-    return (
-        context.trace_id.to_bytes(16, "big"),
-        context.span_id.to_bytes(8, "big"),
-        _clean(link.attributes),
-    )
-
-
-def _clean(values: Mapping[str, Any] | None) -> Attributes | None:
+def clean(values: Mapping[str, Any] | None, *, messages: bool) -> Attributes | None:
+    """Attributes as they are kept; *messages*: those of exceptions too."""
     # BoundedAttributes has the plain dict inside; its Mapping protocol costs 5 µs more.
     found = getattr(values, "_dict", None)
     if found is None:
         found = dict(values or {})
     if not found:
         return None
-    return found if _is_harmless(found) else redaction.attributes(found)
+    return found if _is_harmless(found) else redaction.attributes(found, messages=messages)
 
 
 _is_harmless = redaction.SENSITIVE.isdisjoint

@@ -121,7 +121,7 @@ def with_threshold(state: str, threshold: str) -> str:
 def exported(values: Attributes, messages: bool) -> Attributes:
     """Without exception messages, unless the user opted in, and without other secrets."""
     if not redaction.SENSITIVE.isdisjoint(values):
-        values = redaction.attributes(values)
+        values = redaction.attributes(values, messages=messages)
     if messages or (_MESSAGE not in values and _STACKTRACE not in values):
         return values
     kept = {name: value for name, value in values.items() if name != _MESSAGE}

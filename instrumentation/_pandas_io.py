@@ -6,9 +6,10 @@ consumed, and its dataset is known when it is closed or exhausted.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator
 from types import GeneratorType
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from msgspec.structs import replace
@@ -26,10 +27,19 @@ from stagewatch.model import Dataset
 from stagewatch.operations import OperationKind, begin, end, forget, touch
 from stagewatch.safety import guarded, report
 from stagewatch.stage_calls import drop_first_frame
-from stagewatch.tracing import add_records
+from stagewatch.tracing import add_records, transferred
 
-Places = list[tuple[str, int | None]]
-"""URI and bytes of each dataset of a call."""
+
+class Place(NamedTuple):
+    """One dataset of a call."""
+
+    uri: str
+    bytes: int | None = None
+    moved: int = 0
+    """Of the bytes, those that the call read or wrote."""
+
+
+Places = list[Place]
 Find = Callable[[Arguments, Keywords], Places]
 
 
@@ -60,13 +70,20 @@ def reader(name: str, find: Find, *, always_open: bool = False) -> Callable[[Fun
         if not hasattr(result, "__next__"):
             rows = rows_of(result)
             found = _describe(places, "in", rows, result)
-            return {"rows_out": rows, "reads": rows, "datasets": found}
+            return {
+                "rows_out": rows,
+                "reads": rows,
+                "bytes_in": _moved(places),
+                "datasets": found,
+            }
         reading = _Reading(places)
         if isinstance(result, GeneratorType):
             result = _counted(result, reading)
         else:
             _readings[result] = reading
-        uri = {semconv.DATASET_URI: places[0][0], semconv.DATASET_DIRECTION: "in"} if places else {}
+        uri = (
+            {semconv.DATASET_URI: places[0].uri, semconv.DATASET_DIRECTION: "in"} if places else {}
+        )
         return {"result": result, "attributes": uri}
 
     return operation(choose, look)
@@ -94,8 +111,13 @@ def writer(
         if argument(args, kwargs, *target) is None:
             add_records(out=rows)
             return {"rows_in": rows}
-        found = _describe(find(args, kwargs), "out", rows, frame)
-        return {"rows_in": rows, "writes": rows, "datasets": found}
+        places = find(args, kwargs)
+        return {
+            "rows_in": rows,
+            "writes": rows,
+            "bytes_out": _moved(places),
+            "datasets": _describe(places, "out", rows, frame),
+        }
 
     return operation(choose, look)
 
@@ -108,21 +130,28 @@ def file(position: int, name: str) -> Find:
 
     def find(args: Arguments, kwargs: Keywords) -> Places:
         source = argument(args, kwargs, position, name)
+        # Of a sheet, of one key of several, or of lines appended nobody knows the size.
+        whole = isinstance(source, str | os.PathLike) and not kwargs.get("key")
+        whole = whole and "a" not in str(kwargs.get("mode", ""))
         # ExcelWriter has a `path`; ExcelFile, whose own methods are patched too, an `io`.
         for attribute in ("path", "io"):
             if hasattr(type(source), attribute) or attribute in getattr(source, "__dict__", ()):
                 source = getattr(source, attribute)
         uri, size = datasets.locate(source)
-        return [(uri, size)] if uri else []
+        return [Place(uri, size, size or 0 if whole else 0)] if uri else []
 
     return find
+
+
+def _moved(places: Places) -> int:
+    return sum(place.moved for place in places)
 
 
 def query(args: Arguments, kwargs: Keywords) -> Places:
     """The tables that ``(sql, con)`` reads."""
     where = datasets.database(argument(args, kwargs, 1, "con"))
     names = datasets.tables(argument(args, kwargs, 0, "sql"))
-    return [(f"{where}/{name}", None) for name in names] if where else []
+    return [Place(f"{where}/{name}") for name in names] if where else []
 
 
 def table(position: int, name: str) -> Find:
@@ -130,7 +159,7 @@ def table(position: int, name: str) -> Find:
 
     def find(args: Arguments, kwargs: Keywords) -> Places:
         where = datasets.database(argument(args, kwargs, position + 1, "con"))
-        return [(f"{where}/{argument(args, kwargs, position, name)}", None)] if where else []
+        return [Place(f"{where}/{argument(args, kwargs, position, name)}")] if where else []
 
     return find
 
@@ -139,7 +168,7 @@ def _describe(places: Places, direction: str, rows: int, frame: Any) -> list[Dat
     # Which of several tables a row came from nobody knows.
     single = len(places) == 1
     described = []
-    for uri, size in places:
+    for uri, size, _ in places:
         name, column = datasets.declared(uri)
         shape = newest = None
         if single:
@@ -187,6 +216,7 @@ class _Reading:
         for dataset in self._found or _describe(self._places, "in", 0, None):
             rows = self._rows if dataset.rows is not None else None
             touch(replace(dataset, rows=rows, newest_event=self._newest))
+        transferred(bytes_in=_moved(self._places))
         self._places, self._found = [], []
 
 

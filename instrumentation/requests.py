@@ -1,8 +1,9 @@
 """requests: upstream's instrumentor with the stable conventions, and what it lacks.
 
 Upstream opens the span, one for a request with all its redirects and retries. Added here: retries
-as they happen, sizes, URLs without query string, the operation's count, and tracebacks without
-instrumentation in them. Upstream's module imports requests, so it is imported after requests was.
+as they happen, sizes (a body that is sent again counts once), URLs without query string, the
+operation's count, and tracebacks without instrumentation in them. Upstream's module imports
+requests, so it is imported after requests was.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ from stagewatch.instrumentation._base import (
 from stagewatch.records import OperationEnded
 from stagewatch.safety import guarded, report
 from stagewatch.stage_calls import drop_first_frame
-from stagewatch.tracing import current_stage, retried
+from stagewatch.tracing import current_stage, retried, transferred
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_WITHOUT_BODY = frozenset({204, 304})
 _now = time.monotonic_ns
 
 
@@ -64,7 +66,7 @@ def _send(wrapped: Function) -> Function:
             if counts:
                 status = getattr(response, "status_code", 0)
                 failed = isinstance(status, int) and status >= 400
-                _ended(args, kwargs, started, str(status) if failed else None)
+                _ended(args, kwargs, started, str(status) if failed else None, response)
         except BaseException as error:
             if counts:
                 _ended(args, kwargs, started, error_type(error))
@@ -75,14 +77,15 @@ def _send(wrapped: Function) -> Function:
     return wrapper
 
 
-def _ended(args: Any, kwargs: Any, started: int, failure: str | None) -> None:
+def _ended(args: Any, kwargs: Any, started: int, failure: str | None, response: Any = None) -> None:
     nanoseconds = _now() - started
     _under_way.active, _under_way.span = False, None
     try:
         current = recording.active
         if current is None:
             return
-        method = str(argument(args, kwargs, 1, "request").method).upper()
+        request = argument(args, kwargs, 1, "request")
+        method = str(request.method).upper()
         stage = current_stage()
         current.sink.append(
             OperationEnded(
@@ -95,6 +98,10 @@ def _ended(args: Any, kwargs: Any, started: int, failure: str | None) -> None:
                 failure,
             )
         )
+        if response is not None:
+            answers = [*response.history, response]
+            received = sum(_received(answer) or 0 for answer in answers)
+            transferred(bytes_in=received, bytes_out=_size(request.headers) or 0)
     except Exception as fault:
         report(fault)
 
@@ -146,12 +153,19 @@ def _on_request(span: Span, request: Any) -> None:
 
 @guarded
 def _on_response(span: Span, request: Any, response: Any) -> None:
-    received = _size(response.headers)
-    body = response.__dict__.get("_content")  # never `content`: that would read a stream
-    if received is None and isinstance(body, bytes):
-        received = len(body)
+    received = _received(response)
     if received is not None:
         span.set_attribute(semconv.HTTP_RESPONSE_BODY_SIZE, received)
+
+
+def _received(response: Any) -> int | None:
+    """Bytes of the body as it is sent; None if unknown."""
+    if response.status_code in _WITHOUT_BODY or str(response.request.method).upper() == "HEAD":
+        return 0  # the header speaks of another answer's body
+    if (announced := _size(response.headers)) is not None:
+        return announced
+    body = response.__dict__.get("_content")  # never `content`: that would read a stream
+    return len(body) if isinstance(body, bytes) else None
 
 
 def _size(headers: Any) -> int | None:

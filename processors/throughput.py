@@ -1,4 +1,4 @@
-"""Records and their rate."""
+"""Records, their rate, and bytes."""
 
 from __future__ import annotations
 
@@ -20,4 +20,8 @@ def attributes(stage: StageEnded) -> dict[str, Any]:
     rate = measures.throughput(stage.records_in, stage.records_out, stage.active_seconds)
     if rate is not None:
         found[semconv.STAGE_THROUGHPUT] = rate
+    if stage.bytes_in:
+        found[semconv.STAGE_BYTES_IN] = stage.bytes_in
+    if stage.bytes_out:
+        found[semconv.STAGE_BYTES_OUT] = stage.bytes_out
     return found

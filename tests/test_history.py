@@ -50,11 +50,15 @@ def test_a_run_reads_as_it_was(tmp_path: Path, intake: Intake, history: History)
     load = job.stage("load", 1.0)
     job.put(
         OperationEnded(job.run, "load", "pandas.merge", 2 * SECOND, 3, 4),
+        *(OperationEnded(job.run, "load", "requests.GET", 1, 0, 0, e) for e in ("503", "404")),
+        OperationEnded(job.run, "load", "requests.GET", 1, 0, 0, "503"),
+        OperationEnded(job.run, "load", "requests.GET", SECOND, 0, 0),
         DatasetTouched(job.run, "load", "in", "file:///a", 3, 30, "f", None, None, START),
         DatasetTouched(job.run, "load", "in", "file:///a", 4, 70, "f", None, None, START + 1),
     )
     job.put(job.detail("pandas.merge", parent_span_id=load.span_id))
-    job.stage_ended(load, 4.0, records_in=3, records_out=2, records_rejected=1)
+    bytes_moved = {"bytes_in": 100, "bytes_out": 4}
+    job.stage_ended(load, 4.0, records_in=3, records_out=2, records_rejected=1, **bytes_moved)
     job.exits(8.0, error_type="KeyError", error_message="'…'", error_place="etl.py:3 in load")
     job.dies(FAILED)
     run = history.run(job.run)
@@ -65,12 +69,16 @@ def test_a_run_reads_as_it_was(tmp_path: Path, intake: Intake, history: History)
     assert history.stages(job.run) == [
         Stage(
             name="load", calls=1, start=START + SECOND, seconds=4.0, records_in=3, records_out=2,
-            records_rejected=1,
+            records_rejected=1, bytes_in=100, bytes_out=4,
         )
     ]  # fmt: skip
     assert history.operations(job.run) == [
-        Operation(name="pandas.merge", stage="load", calls=1, seconds=2.0, rows_in=3, rows_out=4)
-    ]
+        Operation(name="pandas.merge", stage="load", calls=1, seconds=2.0, rows_in=3, rows_out=4),
+        Operation(
+            name="requests.GET", stage="load", calls=4, failed=3, seconds=1.000000003,
+            errors={"503": 2, "404": 1},
+        ),
+    ]  # fmt: skip
     assert history.datasets(job.run) == [
         Dataset(uri="file:///a", direction="in", stage="load", rows=7, bytes=70, fingerprint="f")
     ]

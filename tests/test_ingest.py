@@ -87,7 +87,7 @@ def test_open_stages_of_the_dead_are_closed_from_the_page(tmp_path: Path, intake
     cell = job.page().cell("stage")
     assert cell is not None
     load = job.stage("load", 1.0, cell=cell.offset)
-    cell.store(int.from_bytes(load.span_id, "big"), 50, 40, 10, 1, 3)
+    cell.store(int.from_bytes(load.span_id, "big"), 50, 40, 10, 1, 700, 80, 3)
     other = job.stage("other", 2.0, cell=cell.offset)  # its cell shows another stage by now
     unsampled = job.stage("unsampled", 2.0, sampled=False)
     job.dies(KILLED, at=11.0)
@@ -108,6 +108,8 @@ def test_open_stages_of_the_dead_are_closed_from_the_page(tmp_path: Path, intake
         "pipeline.stage.throughput": 4.0,
         "pipeline.stage.error.ratio": 0.2,
         "pipeline.stage.retries": 1,
+        "pipeline.stage.bytes.in": 700,
+        "pipeline.stage.bytes.out": 80,
     }
     assert found["other"].span_id == other.span_id
     assert "pipeline.stage.records.in" not in found["other"].attributes
@@ -117,6 +119,9 @@ def test_open_stages_of_the_dead_are_closed_from_the_page(tmp_path: Path, intake
     }  # fmt: skip
     with open_history(tmp_path, readonly=True) as history:
         run = history.run(job.run)
+        stages = {stage.name: stage for stage in history.stages(job.run)}
+        assert (stages["load"].bytes_in, stages["load"].bytes_out) == (700, 80)
+        assert (stages["other"].bytes_in, stages["other"].bytes_out) == (0, 0)
         assert (run.records_in, run.records_out, run.records_rejected) == (50, 40, 10)
         assert (run.outcome, run.error_type) == (Outcome.ERROR, "killed")
         assert history.counters("pipeline.errors") == {
@@ -390,10 +395,10 @@ def test_ticks_show_records_so_far_and_their_rate(tmp_path: Path, intake: Intake
     job.stage_ended(done, 1.0, records_in=1, records_out=2)
     load = job.stage("load", cell=cell.offset)
     number = int.from_bytes(load.span_id, "big")
-    page.run.store(1000, 0, 0, 0, 1)
+    page.run.store(1000, 0, 0, 0, 0, 0, 1)
     rates = []
     for second, out in ((30, 300), (60, 300), (90, 900), (120, 1500)):
-        cell.store(number, 0, out, 5, 0, 2)
+        cell.store(number, 0, out, 5, 0, 0, 0, 2)
         read = job.read_page()
         assert read is not None
         intake.tick({job.key: Sighting(read)}, START + second * SECOND)

@@ -67,12 +67,14 @@ def test_cells(page: PageWriter, tmp_path: Path, kind: str) -> None:
 
 def test_run_cell(page: PageWriter, tmp_path: Path) -> None:
     """What belongs to no stage has a cell that needs no definition."""
-    made(page.run).store(1, 2, 3, 4, 3)
+    made(page.run).store(1, 2, 3, 4, 5, 6, 3)
     assert read(tmp_path).run() == {
         "records_in": 1,
         "records_out": 2,
         "records_rejected": 3,
         "retries": 4,
+        "bytes_in": 5,
+        "bytes_out": 6,
         "counted": 3,
     }
 
@@ -80,10 +82,10 @@ def test_run_cell(page: PageWriter, tmp_path: Path) -> None:
 def test_released_cell_is_given_again(page: PageWriter, tmp_path: Path) -> None:
     """A cell goes on counting its stores, so that the newer of two owners is what is seen."""
     cell = made(page.cell("stage"))
-    cell.store(1, 0, 0, 0, 0, 0)
+    cell.store(1, *[0] * 7)
     page.release(cell)
     again = made(page.cell("stage"))
-    again.store(2, 0, 0, 0, 0, 0)
+    again.store(2, *[0] * 7)
     found = read(tmp_path).cell("stage", again.offset)
     assert (again.offset, found and found["span_id"]) == (cell.offset, 2)
 

@@ -24,7 +24,7 @@ from stagewatch import recording, safety, stages
 from stagewatch.instrumentation import _base, _pandas_io, _pandas_patches
 from stagewatch.instrumentation.pandas import PandasInstrumentor
 from stagewatch.model import DeclaredDataset, Pipeline
-from stagewatch.records import DatasetTouched, OperationEnded, TallyDefined
+from stagewatch.records import DatasetTouched, OperationEnded, StageEnded, TallyDefined
 from tests.interrupted import everywhere
 from tests.recorded import Clock, Recorded
 
@@ -460,6 +460,24 @@ def test_formats(recorded: Recorded, tmp_path: Path, write: Any, read: Any, name
     assert [(d.uri, d.rows) for d in recorded.of(DatasetTouched)] == [(f"file://{file}", 3)] * 2
     assert _records() == (3, 3)
     assert _folded(recorded) == {}
+
+
+def test_bytes_of_files_count_for_the_stage(recorded: Recorded, tmp_path: Path) -> None:
+    """The size of what is read and written whole; not of lines appended, or of an open file."""
+    file = tmp_path / "frame.csv"
+    with stages.stage("copy"):
+        FRAME.to_csv(file, index=False)
+        size = file.stat().st_size
+        pd.read_csv(str(file))
+        for _ in pd.read_csv(file, chunksize=2):
+            pass
+        FRAME.to_csv(file, index=False, mode="a")
+        with file.open() as open_file:
+            pd.read_csv(open_file)
+        FRAME.to_csv(io.StringIO())
+    assert file.stat().st_size > size
+    (stage,) = recorded.of(StageEnded)
+    assert (stage.bytes_in, stage.bytes_out) == (2 * size, size)
 
 
 def test_a_pickle_may_hold_anything(recorded: Recorded, tmp_path: Path) -> None:

@@ -30,13 +30,17 @@ FAILED = run(
     deadline=NOON - 2 * 3600 * SECOND + 4 * SECOND,
 )
 STAGES = [
-    Stage(name="extract", calls=1, start=FAILED.start, seconds=4.0, records_in=336_776),
+    Stage(
+        name="extract", calls=1, start=FAILED.start, seconds=4.0, records_in=336_776,
+        bytes_in=5_700_000,
+    ),
     Stage(name="load", calls=3, failed=1, seconds=6.0, records_out=30, records_rejected=10),
     Stage(name="tiny", calls=5_000, seconds=0.5),
-]
+]  # fmt: skip
 OPERATIONS = [
     Operation(name="pandas.fillna", stage="extract", calls=1_204, folded=1_204, seconds=0.9),
     Operation(name="pandas.merge", stage="", calls=7, folded=4, seconds=0.2),
+    Operation(name="requests.GET", stage="load", calls=9, failed=3, errors={"503": 2, "404": 1}),
 ]
 SPANS = [
     span(FAILED, 2, "flights", 0, 10, span_id=FAILED.span_id, role=Role.RUN, failed=True),
@@ -349,6 +353,8 @@ def test_show_fits_and_says_it_all(width: int) -> None:
         "336,776 in, 18,000 out, 12 rejected, 1,800 records/s",
         "8.0 s CPU (80 %), 412 MB memory at its peak",
         "pandas.fillna ×1,204",
+        "requests.GET: 503     2 load",
+        "requests.GET: 404     1 load",
         "read  file:///data/weather.csv",
         "26,115",
         "wrote sqlite:///out.db/flights",
@@ -371,9 +377,13 @@ def test_stages_table() -> None:
     """Records of each stage are exact; a column nobody fills is left out."""
     lines = picture(120).splitlines()
     head = next(line for line in lines if line.startswith("stage "))
-    assert head.split() == ["stage", "calls", "took", "in", "out", "rejected", "rec/s", "errors"]
+    assert head.split() == (
+        ["stage", "calls", "took", "in", "out", "rejected", "rec/s", "errors", "bytes", "in"]
+    )
     row = next(line for line in lines if line.startswith("load "))
-    assert row.split() == ["load", "3", "6.0", "s", "–", "30", "10", "5", "25", "%"]
+    assert row.split() == ["load", "3", "6.0", "s", "–", "30", "10", "5", "25", "%", "–"]
+    row = next(line for line in lines if line.startswith("extract "))
+    assert row.split()[-2:] == ["5.7", "MB"]
 
 
 def test_active_run_is_marked() -> None:
@@ -400,7 +410,9 @@ def test_show_json() -> None:
     assert found["run"]["run_id"] == FAILED.run_id
     assert [stage["name"] for stage in found["stages"]] == ["extract", "load", "tiny"]
     assert found["stages"][1]["error_ratio"] == 0.25
+    assert [stage["bytes_in"] for stage in found["stages"]] == [5_700_000, 0, 0]
     assert found["operations"][0]["folded"] == 1_204
+    assert found["operations"][2]["errors"] == {"503": 2, "404": 1}
     assert found["spans"][2] == {
         "span_id": "000000000000000b",
         "parent_span_id": "000000000000000a",

@@ -23,7 +23,7 @@ from stagewatch import recording, safety, stages
 from stagewatch.instrumentation import _base
 from stagewatch.instrumentation import requests as watched_requests
 from stagewatch.instrumentation.requests import RequestsInstrumentor
-from stagewatch.records import OperationEnded
+from stagewatch.records import OperationEnded, StageEnded
 from tests.interrupted import everywhere
 from tests.recorded import Recorded
 
@@ -55,6 +55,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     do_POST = do_GET
 
+    def do_HEAD(self) -> None:  # noqa: N802
+        self._answer(200, b"hello")
+
     def _answer(self, status: int, body: bytes, **headers: str) -> None:
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.send_response(status)
@@ -62,7 +65,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None: ...
 
@@ -167,6 +171,22 @@ def test_giving_up_counts_what_was_tried(
     assert _operations(recorded) == [("", "requests.GET", "requests.exceptions.RetryError")]
     assert recording.active is not None
     assert recording.active.without_stage.retries == 3
+
+
+def test_bytes_count_for_the_stage(
+    server: str, recorded: Recorded, watched: RequestsInstrumentor
+) -> None:
+    """Bodies of answers and requests, of errors and redirects too; none where there is no body."""
+    with stages.stage("extract"):
+        requests.post(f"{server}/ok", data=b"body", timeout=10)
+        requests.get(f"{server}/nothing", timeout=10)
+        requests.get(f"{server}/moved", timeout=10)
+        requests.get(f"{server}/chunked", timeout=10)
+        assert requests.head(f"{server}/ok", timeout=10).headers["Content-Length"] == "5"
+    (stage,) = recorded.of(StageEnded)
+    assert (stage.bytes_in, stage.bytes_out) == (5 + 5 + 5 + 3, 4)
+    head = recorded.spans()[-2]
+    assert (head.name, (head.attributes or {})["http.response.body.size"]) == ("HEAD", 0)
 
 
 def test_messages_of_errors_have_no_query_string(

@@ -87,3 +87,13 @@ def test_secrets_of_other_libraries(recorded: Recorded) -> None:
         pass
     (record,) = recorded.spans()
     assert record.attributes == {"url.full": "http://h/", "db.statement": "x = ?"}
+
+
+def test_messages_of_exceptions_that_are_plain_attributes(recorded: Recorded) -> None:
+    """A span's own attributes are as readable as those of its events."""
+    with recorded.provider.get_tracer("t").start_as_current_span(
+        "s", attributes={"exception.message": "no such customer: 'Smith'"}
+    ):
+        pass
+    (record,) = recorded.spans()
+    assert record.attributes == {"exception.message": "no such customer: ?"}

@@ -129,7 +129,7 @@ def test_a_folded_stage_keeps_its_buckets(tmp_path: Path, intake: Intake) -> Non
     }  # fmt: skip
     folded.store(*values.values())
     fill.store(1000, SECOND, 10, 20)
-    page.run.store(4, 0, 0, 2, 1)
+    page.run.store(4, 0, 0, 2, 0, 0, 1)
     job.put(
         TallyDefined(folded.offset, "folded_stage", job.run, "load", "load"),
         TallyDefined(fill.offset, "operation", job.run, "load", "pandas.fillna"),

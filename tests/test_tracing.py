@@ -223,6 +223,7 @@ def test_stage_calls_fold_after_a_hundred(recorded: Recorded, clock: Clock) -> N
             with stages.stage("page") as opened:
                 clock.advance(0.5)
                 opened.records(out=2)
+                tracing.transferred(30, 4)
                 if failing:
                     raise KeyError("x")
         except KeyError:
@@ -232,6 +233,9 @@ def test_stage_calls_fold_after_a_hundred(recorded: Recorded, clock: Clock) -> N
     cell = recorded.page().cell("folded_stage", tally.cell)
     assert cell is not None
     assert (cell["calls"], cell["failed"], cell["records_out"]) == (3, 1, 6)
+    assert (cell["bytes_in"], cell["bytes_out"]) == (90, 12)
+    assert {(stage.bytes_in, stage.bytes_out) for stage in recorded.of(StageEnded)} == {(30, 4)}
+    assert (recorded.spans()[0].attributes or {})["pipeline.stage.bytes.in"] == 30
     assert cell["nanoseconds"] == 1_500_000_000
     assert sum(value for name, value in cell.items() if name.startswith("bucket")) == 3
     (failed,) = recorded.of(StageFailed)
@@ -335,11 +339,14 @@ def test_counts_without_stage_are_the_runs(recorded: Recorded) -> None:
     """Records and retries outside any stage belong to the run."""
     tracing.add_records(4, 3, 1)
     tracing.retried()
+    tracing.transferred(5, 6)
     assert recorded.page().run() == {
         "records_in": 4,
         "records_out": 3,
         "records_rejected": 1,
         "retries": 1,
+        "bytes_in": 5,
+        "bytes_out": 6,
         "counted": 3,
     }
 

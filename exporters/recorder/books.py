@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -68,6 +69,8 @@ class Batch:
         self.has_details = False
         self.found: list[Increment] = []
         self.operations: dict[tuple[str, str], OperationSum] = {}
+        self.failures: Counter[tuple[str, str, str]] = Counter()
+        """Calls by stage, operation and ``error.type``."""
         self.stages: set[str] = set()
         """Names of those whose sums change; empty for the run itself."""
         self.recorded = {"traces": 0, "metrics": 0, "logs": 0}
@@ -106,6 +109,7 @@ class Books(Struct, frozen=True):
             rows.add_spans(self.link, journal.run, batch.spans, details=batch.has_details)
         if batch.operations:
             rows.add_operations(self.link, journal.run, batch.operations)
+            rows.add_failures(self.link, journal.run, batch.failures)
             for (stage, name), one in batch.operations.items():
                 batch.found += increments.of_operation(stage, name, one.calls, one.nanoseconds)
         if batch.stages:

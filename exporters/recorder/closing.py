@@ -53,6 +53,9 @@ def end_stage(
         0.0,
         0,
         max(end - started.start, 0) / SECOND,
+        0,
+        cell["bytes_in"] if cell else 0,
+        cell["bytes_out"] if cell else 0,
     )
 
 

@@ -40,7 +40,7 @@ is a statement of its own, and stays compiled."""
 _ADD_STAGE: Final = """
 insert into stage values(:run, :name, :calls, :failed, :start, :seconds, :active, :records_in,
     :records_out, :records_rejected, :retries, :cpu, :memory, :error_type,
-    :by_frames)
+    :by_frames, :bytes_in, :bytes_out)
 on conflict(run, name) do update set calls = calls + excluded.calls,
     failed = failed + excluded.failed, seconds = seconds + excluded.seconds,
     start = case when start = 0 then excluded.start else min(start, excluded.start) end,
@@ -56,7 +56,9 @@ on conflict(run, name) do update set calls = calls + excluded.calls,
     memory_peak = max(ifnull(memory_peak, excluded.memory_peak),
         ifnull(excluded.memory_peak, memory_peak)),
     error_type = ifnull(excluded.error_type, error_type),
-    by_frames = by_frames | excluded.by_frames
+    by_frames = by_frames | excluded.by_frames,
+    bytes_in = bytes_in + excluded.bytes_in,
+    bytes_out = bytes_out + excluded.bytes_out
 """
 
 
@@ -225,6 +227,8 @@ def add_stage(link: sqlite3.Connection, run: int, ended: StageEnded, failed: boo
             "memory": ended.memory_peak or None,
             "error_type": ended.error_type,
             "by_frames": ended.by_frames,
+            "bytes_in": ended.bytes_in,
+            "bytes_out": ended.bytes_out,
         },
     )
 
@@ -253,6 +257,8 @@ def add_cell(
             "memory": cell.get("memory_peak") or None,
             "error_type": None,
             "by_frames": cell["counted"] >> 2,
+            "bytes_in": cell["bytes_in"],
+            "bytes_out": cell["bytes_out"],
         },
     )
 
@@ -274,6 +280,17 @@ def add_operations(
             for (stage, name), one in sums.items()
         ],
     )  # fmt: skip
+
+
+def add_failures(
+    link: sqlite3.Connection, run: int, counts: Mapping[tuple[str, str, str], int]
+) -> None:
+    """Failed calls by stage, operation and ``error.type``."""
+    link.executemany(
+        "insert into failure values(?, ?, ?, ?, ?) on conflict(run, stage, operation, error_type) "
+        "do update set calls = calls + excluded.calls",
+        [(run, *key, count) for key, count in counts.items()],
+    )
 
 
 def add_dataset(link: sqlite3.Connection, run: int, record: DatasetTouched) -> None:

@@ -64,6 +64,8 @@ def take(books: Books, journal: Journal, record: Record, batch: Batch) -> None:
                 record.rows_in,
                 record.rows_out,
             )
+            if record.error_type is not None:
+                batch.failures[record.stage, record.name, record.error_type] += 1
         case TallySpilled():
             batch.operation(record.stage, record.name).add(
                 1,

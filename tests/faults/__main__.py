@@ -17,8 +17,9 @@ from typing import TypeVar
 
 import msgspec
 
+from benchmarks import watching
 from tests.faults import stock, table
-from tests.faults.play import Played, bare, play
+from tests.faults.play import OURS, Played, bare, play
 from tests.faults.row import Backend, Row
 from tests.faults.rows import ROWS
 from tests.faults.verdict import Bare
@@ -51,10 +52,17 @@ def _ours(rows: list[Row], backends: list[Backend], options: argparse.Namespace)
 
     start = time.monotonic()
     results = _play_all(play, rows, backends, options.at_once, tell)
+    seconds = time.monotonic() - start
+    figures = table.how_soon(results)
+    if len(rows) == len(ROWS):
+        print("what watching costs …", file=sys.stderr, flush=True)
+        figures += watching.measure(OURS)
     if options.json:
-        json.dump(msgspec.to_builtins(results), sys.stdout, indent=1)
+        found = {"rows": results, "figures": [figure.plain() for figure in figures]}
+        json.dump(msgspec.to_builtins(found), sys.stdout, indent=1)
     else:
-        table.show(rows, results, time.monotonic() - start)
+        table.show(rows, results, seconds)
+        table.show_figures(figures)
     return int(any(is_red(result) for result in results))
 
 

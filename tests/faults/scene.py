@@ -35,11 +35,12 @@ class Told:
         self.notes: list[dict[str, Any]] = [json.loads(line) for line in lines]
 
     def ids(self) -> dict[str, set[str]]:
-        """Ids of stages that began and of the user's spans that ended, by name."""
+        """Ids by name, of all that must be there: what began as a stage or ended as a span."""
         found: dict[str, set[str]] = {}
         for note in self.notes:
             if "id" in note:
-                found.setdefault(note.get("begun") or note["span"], set()).add(note["id"])
+                name = note.get("begun") or note.get("open") or note["span"]
+                found.setdefault(name, set()).add(note["id"])
         return found
 
     def seconds(self) -> dict[str, tuple[float, float]]:

@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.harness import Row as Measured
 from tests.faults.play import Played
 from tests.faults.row import Backend, Row
+
+_SOON = 3.0
 
 
 def progress(result: Played, number: int, of: int, *, red: bool) -> None:
@@ -42,21 +45,35 @@ def show(rows: Sequence[Row], results: Sequence[Played], seconds: float) -> None
             console.print(
                 f"{result.row} · {result.backend}: skipped, {result.lacking}", markup=False
             )
-    for text in figures(results):
-        console.print(text, markup=False)
     green = sum(not result.differences and not result.lacking for result in results)
     console.print(f"{green} of {len(results)} green, in {seconds:.0f} s")
 
 
-def figures(results: Sequence[Played]) -> list[str]:
-    """How soon a late run and a killed one were known at the receiver."""
+def show_figures(measured: Sequence[Measured]) -> None:
+    """What is to be fast or cheap, with its bar; a missed one makes nothing red."""
+    grid = Table(title="How soon it is known, and what it costs")
+    for heading in ("what", "bar", "measured", "", "beside"):
+        grid.add_column(heading)
+    for one in measured:
+        mark = "✓" if one.passed else "✗"
+        grid.add_row(one.what, one.bar, one.measured, mark, one.beside)
+    Console(width=None if sys.stdout.isatty() else 160).print(grid)
+
+
+def how_soon(results: Sequence[Played]) -> list[Measured]:
+    """When a late run and a killed one were known at the receiver."""
     late = [one.late_after for one in results if one.late_after is not None]
-    known = [
+    killed = [
         one.known_after for one in results if one.known_after is not None and one.row == "SIGKILL"
     ]
+    found = [
+        ("“late” at the receiver after the deadline, while the job holds the GIL", late),
+        ("SIGKILL known at the receiver after", killed),
+    ]
     return [
-        *(f"late at the receiver {each:.2f} s after the deadline (bar 3 s)" for each in late),
-        *(f"SIGKILL known at the receiver after {each:.2f} s (bar 3 s)" for each in known),
+        Measured(what, f"≤ {_SOON:.0f} s", f"{max(times):.2f} s", max(times) <= _SOON)
+        for what, times in found
+        if times
     ]
 
 

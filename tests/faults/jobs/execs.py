@@ -10,5 +10,5 @@ with stage("before") as counts:
     counts.records(out=4)
     with own("step"):
         pass
-child = Path(__file__).with_name("child.py")
-os.execv(sys.executable, [sys.executable, str(child), "5"])
+    child = Path(__file__).with_name("child.py")
+    os.execv(sys.executable, [sys.executable, str(child), "5"])

@@ -60,6 +60,11 @@ def own(name: str) -> Iterator[None]:
     note(span=name, id=span_id)
 
 
+def note_open(name: str) -> None:
+    """The current span, which has not ended and may never."""
+    note(open=name, id=_current_id())
+
+
 def wait() -> None:
     """Say that the moment has come, and go on when the harness has done its deed."""
     (HERE / "ready").touch()

@@ -10,7 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from stagewatch.history import History
+    from stagewatch.live_view import Look
+    from stagewatch.model import Live, Run
     from stagewatch.reading import Place
 
 _EPILOG = """\
@@ -25,15 +27,19 @@ start here:
   opentelemetry-instrument python etl.py   run your job; nothing in it has to change
   stagewatch report                        its last runs
   stagewatch show last                     the newest run: span tree, stages, datasets, error
+  stagewatch watch                         what runs now, every second
 
 examples:
   stagewatch report flights -n 50          the last 50 runs of one pipeline
   stagewatch show 3f2a --all               the run whose id begins with 3f2a, every span
   stagewatch report --json | jq .runs[0]   for programs
+  stagewatch watch --once                  what runs now, once
+  stagewatch watch --json | jq -c .runs    what runs now, a line a second
   stagewatch doctor                        why do I see nothing?
 
 Exit status: 0 all is well, 1 trouble, 2 the command was not understood.
 """
+_NOTHING_YET = "; nothing ran yet"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -100,12 +106,25 @@ def _parser() -> argparse.ArgumentParser:
 
     show = commands.add_parser(
         "show",
-        help="one run: its span tree, stages, datasets and error",
+        help="one run, also while it runs: its span tree, stages, datasets and error",
         description="One run. Calls that left no span of their own are shown as counts (folded).",
     )
     show.add_argument("wanted", metavar="RUN", help="the beginning of its id, or `last`")
     show.add_argument("--all", action="store_true", help="every span, however many there are")
     show.set_defaults(run=_show)
+
+    watch = commands.add_parser(
+        "watch",
+        help="the runs under way: what each is doing, how far, how fast, how late",
+        description="The runs under way, trouble first, and those that ended within 5 minutes; "
+        "`q` or Ctrl-C leave. Where stdout is no terminal, once.",
+    )
+    watch.add_argument("pipeline", metavar="PIPELINE", nargs="?", help="runs of this one only")
+    watch.add_argument(
+        "--interval", metavar="S", type=_seconds, default=1.0, help="look every S seconds (1)"
+    )
+    watch.add_argument("--once", action="store_true", help="look once and end")
+    watch.set_defaults(run=_watch)
 
     ship = commands.add_parser(
         "ship",
@@ -126,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     doctor.set_defaults(run=_doctor)
 
-    for command in (report, show, ship, doctor):
+    for command in (report, show, watch, ship, doctor):
         command.add_argument("--json", action="store_true", help="for programs")
 
     schema = commands.add_parser(
@@ -166,20 +185,29 @@ def _report(options: argparse.Namespace) -> int:
     with _history(_place()) as history:
         runs = history.runs(options.pipeline, options.limit)
         if not runs and options.pipeline is not None:
-            known = ", ".join(history.pipelines())
-            hint = f"; there are {known}" if known else "; nothing ran yet"
-            raise _Trouble(f'no pipeline "{options.pipeline}"{hint}')
+            raise _unknown_pipeline(options.pipeline, history.pipelines())
+        lives = _lives(history, runs)
         usual = {name: history.usual_duration(name) for name in {run.pipeline for run in runs}}
     now = time.time_ns()
     summaries = summarise(runs, now, usual)
     if options.json:
-        _print_json(report_json(runs, summaries, now))
+        _print_json(report_json(runs, summaries, now, lives))
     elif runs:
-        _print(report(runs, summaries, now))
+        _print(report(runs, summaries, now, lives))
     else:
         print("No runs yet. Put `opentelemetry-instrument` in front of your job:")
         print("  opentelemetry-instrument python etl.py")
     return 0
+
+
+def _lives(history: History, runs: Sequence[Run]) -> dict[str, Live]:
+    seen = ((run.run_id, history.live(run.run_id)) for run in runs if run.end is None)
+    return {run_id: live for run_id, live in seen if live is not None}
+
+
+def _unknown_pipeline(name: str, known: Sequence[str]) -> _Trouble:
+    there = ", ".join(known)
+    return _Trouble(f'no pipeline "{name}"' + (f"; there are {there}" if there else _NOTHING_YET))
 
 
 def _show(options: argparse.Namespace) -> int:
@@ -197,9 +225,13 @@ def _show(options: argparse.Namespace) -> int:
         stages = history.stages(run.run_id)
         operations = history.operations(run.run_id)
         datasets = history.datasets(run.run_id)
+        live = history.live(run.run_id)
+        notices = history.notices(run.run_id)
     now = time.time_ns()
     if options.json:
-        _print_json(show_json(run, spans, stages, operations, datasets, now=now))
+        _print_json(
+            show_json(run, spans, stages, operations, datasets, now=now, live=live, notices=notices)
+        )
     else:
         pipeline = here.config.pipelines.get(run.pipeline)
         declared = pipeline.stages if pipeline is not None else ()
@@ -211,10 +243,55 @@ def _show(options: argparse.Namespace) -> int:
                 operations,
                 datasets,
                 now=now,
+                live=live,
+                notices=notices,
                 everything=options.all,
                 declared=declared,
             )
         )
+    return 0
+
+
+def _watch(options: argparse.Namespace) -> int:
+    """``--json``: one document with ``--once``, else a line of JSON for every look."""
+    import json
+    import time
+
+    from rich.console import Console
+
+    from stagewatch.history import open_history
+    from stagewatch.live_view import LiveTable, look, look_json
+    from stagewatch.reading import take_in
+    from stagewatch.screen import keep_showing, no_keys, repeatedly
+
+    here = _place()
+    with _readable(here):
+        history = open_history(here.state)
+    with history, suppress(KeyboardInterrupt):  # which is how one leaves
+
+        def seen() -> Look:
+            is_complete = take_in(here.state)
+            with _readable(here):
+                return look(history, time.time_ns(), options.pipeline, is_complete=is_complete)
+
+        first = seen()
+        with _readable(here):
+            known = history.pipelines()
+        if options.pipeline not in (None, *known, *here.config.pipelines):
+            raise _unknown_pipeline(options.pipeline, known)
+        no_style = bool(os.environ.get("NO_COLOR"))
+        console = Console(highlight=False, color_system=None if no_style else "auto")
+        if options.json and options.once:
+            _print_json(look_json(first))
+        elif options.json:
+            for _ in repeatedly(options.interval, no_keys):
+                print(json.dumps(look_json(seen()), ensure_ascii=False), flush=True)
+        elif options.once or not sys.stdout.isatty() or console.is_dumb_terminal:
+            _print(LiveTable(first))
+        else:
+            keep_showing(
+                console, options.interval, lambda lines: LiveTable(seen(), "q leaves", lines)
+            )
     return 0
 
 
@@ -296,7 +373,8 @@ def _history(here: Place) -> Iterator[History]:
     from stagewatch.history import open_history
     from stagewatch.reading import take_in
 
-    take_in(here.state)
+    if not take_in(here.state):
+        print("stagewatch: a recorder does not answer: this may be old", file=sys.stderr)
     with _readable(here), open_history(here.state) as history:
         yield history
 

@@ -106,6 +106,7 @@ create table live(run integer primary key, state blob not null);
 create table notice(
     run int not null, name text not null, key text not null, at int not null,
     attributes blob not null, primary key(run, name, key)) without rowid;
+create index run_end on run(end, start);
 """
 }
 """What brings a file of a version to the next."""

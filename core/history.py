@@ -103,6 +103,15 @@ class History:
         )
         return [_run(row) for row in rows]
 
+    def ended(self, since: int, limit: int = 20) -> list[Run]:
+        """Runs that ended after *since* (ns), the last one first."""
+        rows = self.link.execute(
+            f"select {', '.join(_RUN_COLUMNS)} from run where end > ? and {_KNOWN} "
+            "order by end desc limit ?",
+            [since, limit],
+        )
+        return [_run(row) for row in rows]
+
     def live(self, run_id: str) -> Live | None:
         """What its recorder saw of a run under way; None of one that is over or very young."""
         from msgspec.msgpack import decode as unpack

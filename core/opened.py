@@ -22,6 +22,7 @@ from stagewatch.exporters.journal import (
     pid_namespace,
     start_ticks,
 )
+from stagewatch.exporters.recorder import oom
 from stagewatch.exporters.spans import SpanWriter
 from stagewatch.recording import Run
 from stagewatch.records import ProcessStarted
@@ -85,4 +86,5 @@ def process_started(opened: Opened) -> ProcessStarted:
         final_exit=opened.ships_itself,
         messages=opened.settings.exception_messages,
         spans_elsewhere=opened.elsewhere,
+        oom_kills=oom.kills(),
     )

@@ -52,17 +52,20 @@ def has_journals(room: Path) -> bool:
         return False
 
 
-def take_in(state: Path) -> None:
+def take_in(state: Path) -> bool:
     """Let the history catch up with all journals: by their recorders, or here where none lives.
 
-    Waits `PATIENCE` seconds for recorders. Raises nothing: what cannot be taken in stays for later.
+    False if a recorder lives that did not answer: waits `PATIENCE` seconds for them. Raises
+    nothing: what cannot be taken in stays for later.
     """
     until = time.monotonic() + PATIENCE
+    is_complete = True
     for room in rooms(state):
         with guarded:
             if has_living_recorder(room):
-                ask_to_take_in(room, max(until - time.monotonic(), 0.05))
+                is_complete &= ask_to_take_in(room, max(until - time.monotonic(), 0.05))
             elif has_journals(room):
                 from stagewatch.exporters.recorder import take_in_all
 
                 take_in_all(state, room)
+    return is_complete

@@ -252,6 +252,10 @@ class PageReader:
         value: int = _WORD.unpack_from(self._buffer, _WORDS_AT + 8 * number)[0]
         return value
 
+    def checksum(self) -> int:
+        """Of the whole page: changes with anything that its process does."""
+        return zlib.crc32(self._buffer)
+
     def cell(self, kind: str, offset: int) -> dict[str, int] | None:
         """Fields by name, or None if nothing was ever stored there."""
         layout = _STRUCTS[kind]

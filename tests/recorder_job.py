@@ -25,7 +25,7 @@ from stagewatch.exporters.journal import (
     pid_namespace,
     start_ticks,
 )
-from stagewatch.exporters.recorder import start
+from stagewatch.exporters.recorder import oom, start
 from stagewatch.records import ProcessStarted, RunExiting, RunStarted, SpanEnded
 
 STATE = Path(sys.argv[1]) if len(sys.argv) > 1 else Path()
@@ -61,6 +61,7 @@ class Job:
                 resource={"service.name": "test"},
                 pipeline="test",
                 final_exit=final,
+                oom_kills=oom.kills(),
             )
         )
         if opens_run:

@@ -196,7 +196,8 @@ Job().announce(); os._exit(0)
         ]
         assert os.readlink(f"/proc/{pid}/cwd") == "/"
         assert os.getsid(pid) != os.getsid(0)
-    assert len(os.listdir(f"/proc/{keeper}/fd")) == 4
+    # Three null devices, the room's socket and the pair of the deposit.
+    assert len(os.listdir(f"/proc/{keeper}/fd")) == 6
 
 
 def test_job_without_standard_streams(place: Place) -> None:
@@ -243,6 +244,21 @@ def test_killed_recorder_is_replaced(place: Place) -> None:
     job.communicate(timeout=30)
     assert list(place.statuses(1).values()) == [6 << 8]
     assert spans(place) == 3000
+
+
+def test_recorder_and_job_killed_at_once(place: Place) -> None:
+    """Who dies while no recorder lives has its pidfd with the keeper: the next one knows how."""
+    jobs = [
+        place.start(f"Job().announce(); sys.stdin.readline(); os._exit({number})")
+        for number in range(2)
+    ]
+    eventually(lambda: len(place.runs()) == 2)
+    for job in jobs:
+        (recorder,) = eventually(lambda: place.recorders() if start_is_over(place) else None)
+        os.kill(recorder, signal.SIGKILL)
+        eventually(lambda gone=recorder: gone not in place.recorders())
+        job.communicate(b"\n", timeout=30)  # reaped: nothing of it is left in /proc
+    assert sorted(place.statuses(2).values(), key=str) == [0, 1 << 8]
 
 
 def start_is_over(place: Place) -> bool:

@@ -28,6 +28,7 @@ from stagewatch.exporters.journal import (
 )
 from stagewatch.exporters.page import PageReader, Words
 from stagewatch.exporters.recorder import kernel
+from stagewatch.exporters.recorder.deposit import Deposit
 from stagewatch.exporters.recorder.door import Caller, Door, is_key
 from stagewatch.exporters.recorder.follow import Follower
 from stagewatch.exporters.recorder.loop import Recorder
@@ -372,6 +373,78 @@ def test_keys_are_no_paths() -> None:
         True,
         *[False] * 5,
     ]
+
+
+# --- without pidfds, and with the keeper's ------------------------------------------------------
+
+
+@pytest.fixture
+def no_pidfds(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(pid: int) -> int:
+        raise OSError("no such system call")
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+
+
+@pytest.mark.usefixtures("no_pidfds")
+@pytest.mark.parametrize(("is_reaped", "status"), [(False, 5 << 8), (True, None)])
+def test_death_without_pidfd(
+    tmp_path: Path, watch: Watch, intake: FakeIntake, is_reaped: bool, status: int | None
+) -> None:
+    """An old kernel or a sandbox: the processes are looked for, and a zombie still tells."""
+    reading, writing = os.pipe()
+    pid = child(lambda: os._exit(len(os.read(reading, 5))))
+    ticks = start_ticks(pid)
+    for random in ("aa", "bb"):
+        key = f"{pid}.{ticks}.{random}"
+        write(tmp_path, key, [1], started(key, opens_run=random == "aa"))
+        watch.greet(Caller(key))
+    watch.find(journals(tmp_path))
+    watch.bury()
+    assert len(watch.sightings()) == 2
+    assert intake.closed == []
+    before = time.time_ns()
+    os.write(writing, b"12345")
+    os.waitid(os.P_PID, pid, os.WEXITED | (0 if is_reaped else os.WNOWAIT))
+    watch.find(journals(tmp_path))
+    watch.bury()
+    if not is_reaped:
+        os.waitpid(pid, 0)
+    assert intake.closed == [(f"{pid}.{ticks}.{random}", status, False) for random in ("bb", "aa")]
+    assert all(at is not None and at >= before for at in intake.died_at)
+    os.close(reading)
+    os.close(writing)
+
+
+def test_python_without_pidfds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Python that was built on an old system does not know them, whatever the kernel can."""
+    monkeypatch.delattr(os, "pidfd_open")
+    assert kernel.open_pidfd(os.getpid(), start_ticks()) is None
+
+
+def test_deposit() -> None:
+    """What is left there is taken once; what nobody needs goes, and too much is no error."""
+    entrance, exit = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    deposit = Deposit(entrance.detach(), exit.detach())
+    pidfd = os.pidfd_open(os.getpid())
+    for number in range(3000):
+        deposit.put(f"{number}.1.aa", pidfd)
+    found = deposit.take()
+    assert [caller.key for caller in found] == [f"{number}.1.aa" for number in range(len(found))]
+    assert 200 < len(found) < 3000
+    assert deposit.take() == []
+    for number in range(60):
+        deposit.put(f"{number}.1.aa", pidfd)
+    for _ in range(40):
+        deposit.tidy(lambda key: key in ("3.1.aa", "50.1.aa"))
+    kept = deposit.take()
+    assert [caller.key for caller in kept] == ["3.1.aa", "50.1.aa"]
+    for caller in (*found, *kept):
+        assert caller.pidfd is not None
+        assert f"Pid:\t{os.getpid()}\n" in Path(f"/proc/self/fdinfo/{caller.pidfd}").read_text()
+        os.close(caller.pidfd)
+    os.close(pidfd)
+    deposit.close()
 
 
 # --- reading ------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""``STATE ROOM SOCKET INODE STARTS``: the arguments that `spawn` gives the recorder."""
+"""``STATE ROOM INODE SOCKET DEPOSIT DEPOSIT STARTS``: the arguments that `spawn` gives."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from stagewatch import safety
+from stagewatch.exporters.recorder.deposit import Deposit
 from stagewatch.exporters.recorder.door import Door
 from stagewatch.exporters.recorder.loop import Recorder
 from stagewatch.exporters.recorder.watch import Watch
@@ -27,18 +28,18 @@ _LOG_BYTES: Final = 1 << 18
 def main() -> None:
     """Be the recorder of a room until nobody needs it; exits, but by a signal, with status 0."""
     state, room = Path(sys.argv[1]), Path(sys.argv[2])
-    listening, place = int(sys.argv[3]), int(sys.argv[4])
+    place, listening, *deposit = (int(argument) for argument in sys.argv[3:7])
     if "detach" in sys.argv and os.fork():
         os._exit(0)
     _settle(state)
     try:
-        _record(state, room, listening, place)
+        _record(state, room, listening, place, Deposit(*deposit))
     except Exception as error:
         safety.report(error)
     os._exit(0)  # threads of the exporters may hang in a dead network
 
 
-def _record(state: Path, room: Path, listening: int, place: int) -> None:
+def _record(state: Path, room: Path, listening: int, place: int, deposit: Deposit) -> None:
     epoll = select.epoll()
     door = Door(room, epoll)
     callers = door.take_over(listening, place)
@@ -49,9 +50,9 @@ def _record(state: Path, room: Path, listening: int, place: int) -> None:
     from stagewatch.exporters.recorder.ingest import open_intake
 
     remember_settings(room, os.environ)
-    idle = load_or_default(os.environ, Path("/"))[0].settings.recorder_idle
+    settings = load_or_default(os.environ, Path("/"))[0].settings
     intake = open_intake(state, room, os.environ)
-    watch = Watch(room, intake, epoll)
+    watch = Watch(room, intake, epoll, settings, deposit)
     recorder = Recorder(room, intake, door, watch, epoll)
 
     def stop(*_: object) -> None:
@@ -61,7 +62,7 @@ def _record(state: Path, room: Path, listening: int, place: int) -> None:
     gc.collect()
     gc.freeze()
     try:
-        recorder.run(callers, idle)
+        recorder.run([*deposit.take(), *callers], settings)
     finally:
         watch.close()
         intake.stop(_FLUSH_SECONDS)

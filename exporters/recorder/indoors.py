@@ -58,8 +58,7 @@ def _take_in(state: Path, room: Path, environ: Mapping[str, str], *, is_last_wor
         watch = Watch(room, intake, epoll)
         try:
             watch.find(journals(room))
-            for descriptor, _ in epoll.poll(0):
-                watch.died(descriptor)
+            watch.died(*(descriptor for descriptor, _ in epoll.poll(0)))
             watch.read(everything=True)
             if is_last_word:
                 watch.end_ours(start_ticks())

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Final
 
 from stagewatch import safety
+from stagewatch.config import Settings
 from stagewatch.exporters.recorder.door import Caller, Door
 from stagewatch.exporters.recorder.watch import Intake, Watch, journals
 
 _SHORTEST_NAP: Final = 0.1
 _LONGEST_NAP: Final = 0.5
 _SCAN_SECONDS: Final = 2.0
-_TICK_SECONDS: Final = 1.0
 _PENDING_SECONDS: Final = 24 * 3600.0
 """How long data that cannot be sent keeps an idle recorder alive."""
 
@@ -34,13 +34,15 @@ class Recorder:
         self._epoll = epoll
         self._asking: list[Caller] = []
 
-    def run(self, callers: Sequence[Caller], idle_seconds: float) -> None:
-        """Until `is_stopped`, or until there was nothing to do for *idle_seconds*."""
+    def run(self, callers: Sequence[Caller], settings: Settings) -> None:
+        """Until `is_stopped`, or until there was nothing to do for its ``recorder_idle``."""
         self._serve(callers)
         self._scan()
         scanned = ticked = busy = time.monotonic()
         nap = _SHORTEST_NAP
         while not self.is_stopped:
+            if self._watch.followers:
+                nap = min(nap, max(ticked + settings.watch_interval - time.monotonic(), 0.0))
             self._attend(self._epoll.poll(nap))
             now = time.monotonic()
             if now - scanned >= _SCAN_SECONDS:
@@ -50,10 +52,10 @@ class Recorder:
             self._answer()
             if self._watch.followers:
                 busy = now
-                if now - ticked >= _TICK_SECONDS:
+                if now - ticked >= settings.watch_interval:
                     ticked = now
                     self._tick()
-            elif self._may_leave(now - busy, idle_seconds):
+            elif self._may_leave(now - busy, settings.recorder_idle):
                 return
         self._watch.read(everything=True)
 
@@ -62,9 +64,8 @@ class Recorder:
         dead = [descriptor for descriptor, _ in events if self._watch.is_pidfd(descriptor)]
         if any(self._door.is_ours(descriptor) for descriptor, _ in events):
             self._serve(self._door.callers())
-        for descriptor in dead:
-            if self._watch.is_pidfd(descriptor):  # an exec'd process has several
-                self._watch.died(descriptor)
+        if dead:
+            self._watch.died(*dead)
 
     def _serve(self, callers: Sequence[Caller]) -> None:
         for caller in callers:

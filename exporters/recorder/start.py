@@ -211,7 +211,10 @@ def _hello(connection: _socket.socket, key: str, environ: Mapping[str, str]) -> 
         message += b"\0" + msgspec.json.encode(headers)
     try:
         pidfd = os.pidfd_open(os.getpid())
-    except OSError:  # an old kernel, or a sandbox: the recorder looks for the pid itself
+    except (
+        OSError,
+        AttributeError,
+    ):  # an old kernel, or a sandbox: the recorder looks for the pid itself
         connection.send(message)
         return False
     try:

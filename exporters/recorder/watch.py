@@ -13,11 +13,16 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from stagewatch import safety
+from stagewatch.config import Settings
 from stagewatch.exporters.journal import boot_id, host_id, pid_namespace
+from stagewatch.exporters.page import PageReader
 from stagewatch.exporters.recorder import kernel
+from stagewatch.exporters.recorder.deposit import Deposit
 from stagewatch.exporters.recorder.door import Caller, is_key
 from stagewatch.exporters.recorder.follow import Follower, Taker, remove_files
+from stagewatch.exporters.recorder.observer import Observer, Process, Seen, reader
 from stagewatch.exporters.recorder.outcome import Death
+from stagewatch.exporters.recorder.shortage import Shortage
 from stagewatch.exporters.recorder.vitals import Sighting
 
 _ORPHAN_SECONDS: Final = 60.0
@@ -38,7 +43,14 @@ class Intake(Taker, Protocol):
 class Watch:
     """The processes of one room. Only for who holds the room's life."""
 
-    def __init__(self, room: Path, intake: Intake, epoll: select.epoll) -> None:
+    def __init__(
+        self,
+        room: Path,
+        intake: Intake,
+        epoll: select.epoll,
+        settings: Settings | None = None,
+        deposit: Deposit | None = None,
+    ) -> None:
         self.followers: dict[str, Follower] = {}
         self._room = room
         self._intake = intake
@@ -46,6 +58,9 @@ class Watch:
         self._by_pidfd: dict[int, Follower] = {}
         self._foreign: set[str] = set()
         self._dead: dict[str, Death] = {}
+        self._observer = Observer(settings or Settings(), reader())
+        self._shortage = Shortage()
+        self._deposit = deposit
         self._host = host_id()
         self._boot = boot_id()
         self._namespace = pid_namespace()
@@ -82,12 +97,17 @@ class Watch:
                 found |= follower.read()
         return found
 
-    def died(self, pidfd: int) -> None:
-        """A pidfd is readable: close all journals its process wrote, before and after an exec."""
-        follower = self._by_pidfd[pidfd]
-        status = kernel.wait_status(pidfd, follower.pid, follower.ticks)
-        died_at = time.time_ns()
-        self._mark_dead(follower.pid, follower.ticks, Death(status, died_at))
+    def died(self, *pidfds: int) -> None:
+        """Of the dead: close all journals their processes wrote, before and after an exec."""
+        deaths: dict[Process, Death] = {}
+        for pidfd in pidfds:
+            follower = self._by_pidfd[pidfd]
+            process = Process(follower.pid, follower.ticks)
+            if process not in deaths:
+                vitals = self._observer.farewell(process)
+                status = kernel.wait_status(pidfd, *process)
+                deaths[process] = Death(status, time.time_ns(), vitals=vitals)
+        self._certify(deaths)
         self.bury()
 
     def end_ours(self, ticks: int) -> None:
@@ -105,12 +125,27 @@ class Watch:
                 self._forget(follower)
 
     def sightings(self) -> dict[str, Sighting]:
-        """The processes that are watched, as they are now."""
-        return {
-            follower.key: Sighting(follower.page)
-            for follower in self.followers.values()
-            if follower.page is not None and follower.key not in self._dead
+        """The processes that are watched, as they are now.
+
+        Of one that called exec the vitals stand with its last journal alone: so they add up.
+        """
+        journals_of: dict[Process, list[Follower]] = {}
+        for follower in self.followers.values():
+            if follower.page is not None and follower.key not in self._dead:
+                process = Process(follower.pid, follower.ticks)
+                journals_of.setdefault(process, []).append(follower)
+        pages = {
+            process: [follower.page for follower in written if follower.page is not None]
+            for process, written in journals_of.items()
         }
+        seen = self._observer.look(pages)
+        self._shortage.look(pages)
+        found = {}
+        for process, written in journals_of.items():
+            what, last = seen.get(process, Seen()), max(written, key=_began)
+            for follower, page in zip(written, pages[process], strict=True):
+                found[follower.key] = _sighting(page, what, is_last=follower is last)
+        return found
 
     def is_pidfd(self, descriptor: int) -> bool:
         """Whether this descriptor is one of a process that is watched."""
@@ -121,6 +156,22 @@ class Watch:
         for follower in list(self.followers.values()):
             follower.forget()
             self._forget(follower)
+        self._observer.close()
+
+    def _certify(self, deaths: Mapping[Process, Death]) -> None:
+        for process, death in self._shortage.judge(deaths, self._oom_kills).items():
+            self._mark_dead(*process, death)
+
+    def _oom_kills(self, process: Process) -> Mapping[str, int]:
+        """The counters at its start."""
+        return next(
+            (
+                follower.started.oom_kills
+                for follower in self.followers.values()
+                if (follower.pid, follower.ticks) == process and follower.started is not None
+            ),
+            {},
+        )
 
     def _mark_dead(self, pid: int, ticks: int, death: Death) -> None:
         for key in journals(self._room):
@@ -154,6 +205,8 @@ class Watch:
         follower.pidfd = pidfd
         self._by_pidfd[pidfd] = follower
         self._epoll.register(pidfd, select.EPOLLIN)
+        if self._deposit is not None:
+            self._deposit.put(follower.key, pidfd)
 
     def _judge(self, follower: Follower) -> None:
         """Nobody handed us this process: it may be long gone, and its pid another's."""
@@ -171,7 +224,17 @@ class Watch:
         ):
             return  # perhaps another host's, which has not said so yet
         else:
+            self._find_dead(follower)
+
+    def _find_dead(self, follower: Follower) -> None:
+        """There is no pidfd to ask, but perhaps nobody has waited for the process yet."""
+        process = Process(follower.pid, follower.ticks)
+        status = kernel.zombie_status(*process)
+        if status is None and not self._observer.knows(process):
             self._dead[follower.key] = Death(at=follower.last_sign())
+        else:
+            vitals = self._observer.farewell(process)
+            self._certify({process: Death(status, time.time_ns(), vitals=vitals)})
 
     def _forget(self, follower: Follower) -> None:
         self._dead.pop(follower.key, None)
@@ -185,6 +248,17 @@ class Watch:
             del self._by_pidfd[follower.pidfd]
             os.close(follower.pidfd)
             follower.pidfd = None
+            if self._deposit is not None:
+                self._deposit.tidy(lambda key: key in self.followers)
+
+
+def _began(follower: Follower) -> int:
+    return follower.started.start if follower.started is not None else 0
+
+
+def _sighting(page: PageReader, seen: Seen, *, is_last: bool) -> Sighting:
+    vitals = seen.vitals if is_last else None
+    return Sighting(page, vitals, seen.is_still, seen.waits_for, seen.stack)
 
 
 def journals(room: Path) -> list[str]:

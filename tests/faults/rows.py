@@ -11,6 +11,8 @@ from tests.faults import deeds, worlds
 from tests.faults.row import Row
 
 _BURST: Final = 20_000
+STOCK_MEASURED: Final = "2026-11-21"
+"""When ``make faults-stock`` was asked for the words in `Row.stock`."""
 
 ROWS: Final = (
     Row(

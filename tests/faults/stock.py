@@ -116,6 +116,7 @@ def _properties(scene: Scene, receiver: OtlpReceiver, without: Bare | None) -> l
     orphans = sum(bool(span.parent_span_id) and span.parent_span_id not in ids for span in spans)
     traces = len({span.trace_id for span in spans})
     last = told.fact("last")
+    backwards = sum(span.span.end_time_unix_nano < span.span.start_time_unix_nano for span in spans)
     held = scene.ended - max(last, scene.killed) if last is not None else 0.0
     exit_is_same = scene.exit == row.exit and (without is None or scene.out == without.out)
     found = [
@@ -123,6 +124,7 @@ def _properties(scene: Scene, receiver: OtlpReceiver, without: Bare | None) -> l
         Property(traces == 1, f"{traces} traces" if traces else "no trace"),
         Property(not orphans, f"{orphans:,} orphans"),
         Property(len(spans) == len(ids), f"{len(spans) - len(ids):,} spans twice"),
+        Property(not backwards, f"{backwards:,} spans end before they start"),
         Property(exit_is_same, f"exit status {scene.exit}"),
         Property(held <= _HELD_BACK, f"held back {held:.1f} s"),
     ]

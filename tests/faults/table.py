@@ -51,6 +51,8 @@ def show(rows: Sequence[Row], results: Sequence[Played], seconds: float) -> None
 
 def show_figures(measured: Sequence[Measured]) -> None:
     """What is to be fast or cheap, with its bar; a missed one makes nothing red."""
+    if not measured:
+        return
     grid = Table(title="How soon it is known, and what it costs")
     for heading in ("what", "bar", "measured", "", "beside"):
         grid.add_column(heading)

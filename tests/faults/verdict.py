@@ -57,7 +57,7 @@ def _of_job(scene: Scene, bare: Bare | None, told: Told) -> Iterator[str]:
         if bare.exit != row.exit:
             yield f"exit status without us: expected {row.exit}, got {bare.exit}"
     last = told.fact("last")
-    if last is not None and row.deed is None and scene.ended - last > _HELD_BACK:
+    if last is not None and row.exit >= 0 and scene.ended - max(last, scene.killed) > _HELD_BACK:
         yield f"its end was held back: {scene.ended - last:.1f} s"
 
 

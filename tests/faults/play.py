@@ -52,8 +52,8 @@ class Played(Struct, frozen=True):
 
 
 def bare(row: Row) -> Bare | None:
-    """The job with nothing around it; None where the harness must do something to it."""
-    if row.deed is not None or row.before is not None or row.is_long:
+    """The job with nothing around it; None where that makes no sense."""
+    if row.deed is not None or not row.has_bare:
         return None
     directory = fresh(row, "bare")
     environment = {

@@ -68,14 +68,14 @@ class Row(Struct, frozen=True, kw_only=True):
     """What was said while it ran, besides that it started."""
     warning: str = ""
     """Pattern of the one line of ours on stderr."""
-    reliable_stderr: bool = True
-    """Whether what the job itself writes there is always the same."""
     vague_end: bool = False
     """Nobody watched when it died: its end is its last sign of life."""
     may_repeat: bool = False
     """Its recorder was killed: a batch may arrive twice, with the same ids."""
     is_long: bool = False
-    """It is begun first, so that the others overlap with it, and not played bare."""
+    """It is begun first, so that the others overlap with it."""
+    has_bare: bool = True
+    """Its output is compared with what the job does with nothing around it."""
     losses: str = ""
     """Reason for which spans may be dropped: ``{kept}`` in the tree is what the count leaves."""
     spans: int = 0

@@ -15,14 +15,14 @@ from opentelemetry import trace
 from opentelemetry.instrumentation.dependencies import DependencyConflictError
 from opentelemetry.instrumentation.distro import BaseDistro  # type: ignore[attr-defined]
 
-from stagewatch import lifecycle, semconv, surroundings
+from stagewatch import clock, lifecycle, semconv, surroundings
 from stagewatch.exporters.spans import SpanWriter
 from stagewatch.processors.span_processor import PipelineProcessor
 from stagewatch.safety import guarded
 
 _logger = logging.getLogger(__name__)
-_OURS = {"requests"}
-"""Upstream instrumentors that ours load themselves, once the library is really imported."""
+_OURS = {"requests": "stagewatch_requests", "threading": "stagewatch_concurrent"}
+"""Ours in place of upstream instrumentors: they load those when it is time, or do without."""
 
 _spans: SpanWriter | None = None
 
@@ -37,9 +37,9 @@ class Distro(BaseDistro):  # type: ignore[misc]
         them all. Raises ImportError and DependencyConflictError, which upstream's loader expects.
         """
         name = entry_point.name
-        if name in _OURS and f"stagewatch_{name}" not in _disabled():
+        if name in _OURS and _OURS[name] not in _disabled():
             return
-        if name.removeprefix("stagewatch_") in _disabled():
+        if not _disabled().isdisjoint(_other_names(name)):
             return
         kwargs |= {"skip_dep_check": False, "raise_exception_on_conflict": True}
         absent: Exception | None = None
@@ -50,6 +50,12 @@ class Distro(BaseDistro):  # type: ignore[misc]
                 absent = error
         if absent:
             raise absent
+
+
+def _other_names(name: str) -> set[str]:
+    """``pandas`` stands for ``stagewatch_pandas``, ``threading`` for ``stagewatch_concurrent``."""
+    upstream = {theirs for theirs, ours in _OURS.items() if ours == name}
+    return upstream | {name.removeprefix("stagewatch_")}
 
 
 def _disabled() -> set[str]:
@@ -68,17 +74,19 @@ class Configurator:
         prepared = surroundings.prepare()
         if prepared is None:
             return
-        from opentelemetry.sdk.trace import TracerProvider
+        import opentelemetry.sdk.trace as sdk
 
         from stagewatch.ids import OwnIds
 
         _spans = SpanWriter(messages=prepared.config.settings.exception_messages)
-        provider = TracerProvider(
+        # A user's span that a step of the clock falls into would be out of its stage, or negative.
+        sdk.time_ns = clock.now  # type: ignore[attr-defined]
+        provider = sdk.TracerProvider(
             resource=_resource(prepared.pipeline.name),
             shutdown_on_exit=False,
+            active_span_processor=PipelineProcessor(_spans.write),
             **{"id_generator": OwnIds(), **_customised()},
         )
-        provider.add_span_processor(PipelineProcessor(_spans.write))
         trace.set_tracer_provider(provider)
 
 
@@ -115,15 +123,20 @@ def _resource(pipeline: str) -> Any:
 
 
 def _customised() -> dict[str, Any]:
-    """Sampler and id generator that come from entry points; the SDK itself reads the others."""
+    """The default sampler, and sampler and id generator that come from entry points; the SDK itself
+    reads the others."""
     known = {"always_on", "always_off", "traceidratio"}
     sampler = os.environ.get("OTEL_TRACES_SAMPLER", "").strip().lower()
     generator = os.environ.get("OTEL_PYTHON_ID_GENERATOR", "").strip()
+    found: dict[str, Any] = {}
+    if sampler in ("", "parentbased_always_on"):
+        from stagewatch.sampling import WithParent
+
+        found["sampler"] = WithParent()
     if (not sampler or sampler.removeprefix("parentbased_") in known) and not generator:
-        return {}
+        return found
     from opentelemetry.sdk import _configuration  # 40 ms: only for those who need it
 
-    found: dict[str, Any] = {}
     if sampler and sampler.removeprefix("parentbased_") not in known:
         found["sampler"] = _configuration._import_sampler(sampler)
     if generator:

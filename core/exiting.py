@@ -8,12 +8,13 @@ import resource
 import sys
 import time
 
-from stagewatch import failures, redaction, safety
+from stagewatch import clock, failures, redaction, safety
 from stagewatch.config import Settings
 from stagewatch.exporters import metrics
 from stagewatch.exporters.page import Words
 from stagewatch.exporters.recorder import start as recorder_start
 from stagewatch.exporters.spans import plain
+from stagewatch.measures import uptime
 from stagewatch.model import Outcome
 from stagewatch.opened import Opened
 from stagewatch.records import RunExiting
@@ -52,7 +53,7 @@ def _run_exiting(opened: Opened) -> RunExiting:
     attributes = getattr(opened.span, "attributes", None) or {}
     return RunExiting(
         run_id=opened.run.run_id,
-        end=time.time_ns(),
+        end=clock.now(),
         error_type=error_type,
         error_message=message,
         error_place=failures.error_place(error) if error is not None else None,
@@ -62,6 +63,8 @@ def _run_exiting(opened: Opened) -> RunExiting:
         ),
         cpu_seconds=max(0.0, usage.ru_utime + usage.ru_stime - opened.cpu_before),
         memory_peak=usage.ru_maxrss * 1024,
+        uptime=uptime(),
+        is_final=opened.ships_itself,
     )
 
 

@@ -153,11 +153,15 @@ class History:
         return [Dataset(**row) for row in rows]
 
     def spans(self, run_id: str) -> Iterator[SpanRow]:
-        """All spans kept of the run, by their start; the run's own among them once it is over."""
+        """All spans kept of the run, by their start; the run's own among them once it is over.
+
+        Not those that only say something of it while it runs: see `notices`.
+        """
         rows = self.link.execute(
             "select span.role, span.state, span.failed, scope.name, span.record from span "
             "join run on run.id = span.run join scope on scope.id = span.scope "
-            "where run.run_id = ? order by span.start, span.seconds desc",
+            "where run.run_id = ? and (span.role != 0 or span.span_id = run.span_id) "
+            "order by span.start, span.seconds desc",
             [run_id],
         )
         for role, state, failed, scope, blob in rows:

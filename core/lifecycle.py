@@ -18,7 +18,7 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, TraceFlags
 
-from stagewatch import recording, semconv, tracing
+from stagewatch import clock, recording, semconv, tracing
 from stagewatch.config import Config, parameters
 from stagewatch.exiting import exiting
 from stagewatch.exporters import metrics, state
@@ -27,6 +27,7 @@ from stagewatch.exporters.page import Words
 from stagewatch.exporters.recorder import start as recorder_start
 from stagewatch.exporters.spans import SpanWriter
 from stagewatch.forking import forked
+from stagewatch.measures import uptime
 from stagewatch.opened import Opened, new_journal, process_started, record
 from stagewatch.processors import errors, throughput
 from stagewatch.recording import Run
@@ -82,7 +83,14 @@ def open_run(
     journal.append(process_started(_opened))
     if span is not None:
         journal.append(_run_started(prepared, run, outside))
-    recorder_start.announce(room, journal.key, _environment(prepared.config), directory)
+    environment = _environment(prepared.config)
+    announced = recorder_start.announce(room, journal.key, environment, directory)
+    if announced.alone:
+        _opened.ships_itself = True
+        if _opened.owner:
+            from stagewatch.exporters.recorder import resident  # few need it
+
+            resident.start(directory, room, environment, announced.alone)
     _begin(_opened)
     if span is not None:
         show_to_children(run)
@@ -145,7 +153,7 @@ def _run_started(prepared: Prepared, run: Run, outside: otel_context.Context) ->
         parent_span_id=outer.span_id.to_bytes(8, "big") if outer.is_valid else b"",
         pipeline=run.pipeline.name,
         name=run.pipeline.name,
-        start=time.time_ns(),
+        start=clock.now(),
         sampled=run.span.trace_flags.sampled,
         attempt=settings.attempt,
         scheduled=settings.scheduled_time,
@@ -157,6 +165,7 @@ def _run_started(prepared: Prepared, run: Run, outside: otel_context.Context) ->
         trace_state=run.span.trace_state.to_header(),
         links=links,
         declared=run.pipeline if run.pipeline.name in prepared.config.pipelines else None,
+        uptime=uptime(),
     )
 
 

@@ -115,9 +115,10 @@ class _Column(Struct, frozen=True):
     """The one with the highest number goes first, where the console is narrow."""
     narrowest: int
     widest: int
-    """A column of figures has one width, so that nothing jumps from look to look."""
     is_right: bool
     text: Callable[[_Row], str]
+    is_snug: bool = False
+    """As wide as its longest text; others keep their width, so that nothing jumps between looks."""
 
 
 def _doing(row: _Row) -> str:
@@ -175,9 +176,9 @@ def _short(seconds: float) -> str:
 
 
 _COLUMNS: Final = (
-    _Column("pipeline", 0, 8, 32, False, lambda row: plain(row.run.pipeline)),
+    _Column("pipeline", 0, 8, 32, False, lambda row: plain(row.run.pipeline), is_snug=True),
     _Column("run", 8, 8, 8, False, lambda row: row.run.run_id[:8]),
-    _Column("doing", 1, 7, 12, False, _doing),
+    _Column("doing", 1, 7, 12, False, _doing, is_snug=True),
     _Column("stage", 4, 16, 40, False, _stage),
     _Column("took", 2, 6, 6, True, lambda row: _short(seconds_of(row.run, row.now))),
     _Column("progress", 5, 14, 14, False, _progress),
@@ -284,10 +285,9 @@ def _fitting(rows: Sequence[_Row], width: int) -> list[tuple[_Column, int]]:
     wanted = {}
     for column in _COLUMNS:
         longest = max((cell_len(column.text(row)) for row in rows), default=0)
-        if longest and column.narrowest < column.widest:
-            wanted[column] = min(max(longest, column.narrowest), column.widest)
-        elif longest:
-            wanted[column] = column.widest
+        if longest:
+            snug = min(max(longest, column.narrowest), column.widest)
+            wanted[column] = snug if column.is_snug else column.widest
     kept = sorted(wanted, key=lambda column: column.importance)
     while len(kept) > 1 and sum(column.narrowest + 1 for column in kept) - 1 > width:
         kept.pop()

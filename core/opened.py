@@ -4,14 +4,13 @@ forked child."""
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
 from opentelemetry.trace import Span, Tracer
 
-from stagewatch import recording
+from stagewatch import clock, recording
 from stagewatch.config import Settings
 from stagewatch.exporters import state
 from stagewatch.exporters.journal import (
@@ -24,6 +23,7 @@ from stagewatch.exporters.journal import (
 )
 from stagewatch.exporters.recorder import oom
 from stagewatch.exporters.spans import SpanWriter
+from stagewatch.measures import uptime
 from stagewatch.recording import Run
 from stagewatch.records import ProcessStarted
 
@@ -80,11 +80,12 @@ def process_started(opened: Opened) -> ProcessStarted:
         run_id=run.run_id,
         trace_id=run.span.trace_id.to_bytes(16, "big"),
         opens_run=opened.span is not None and opened.owner == os.getpid(),
-        start=time.time_ns(),
+        start=clock.now(),
         resource=opened.resource,
         pipeline=run.pipeline.name,
         final_exit=opened.ships_itself,
         messages=opened.settings.exception_messages,
         spans_elsewhere=opened.elsewhere,
+        uptime=uptime(),
         oom_kills=oom.kills(),
     )

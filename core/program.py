@@ -63,6 +63,8 @@ class ParentRun(Struct, frozen=True):
     span_id: str
     sampled: bool
     pipeline: str
+    clock: int = 0
+    """`stagewatch.clock.offset` there; 0 if unknown."""
 
     def to_environment(self) -> str:
         """As it stands in ``STAGEWATCH_RUN``."""
@@ -74,6 +76,7 @@ class ParentRun(Struct, frozen=True):
                 self.trace_id,
                 self.span_id,
                 "1" if self.sampled else "0",
+                str(self.clock),
                 self.pipeline,
             )
         )
@@ -82,6 +85,9 @@ class ParentRun(Struct, frozen=True):
     def is_alive(self) -> bool:
         """Whether the process that opened the run still is; a run ends with it."""
         try:
+            if not self.ticks:  # it had no /proc to say more
+                os.kill(self.pid, 0)
+                return True
             return start_ticks(self.pid) == self.ticks
         except (OSError, ValueError, IndexError):
             return False
@@ -94,15 +100,22 @@ class ParentRun(Struct, frozen=True):
 
 def parent_run(value: str | None) -> ParentRun | None:
     """Read ``STAGEWATCH_RUN``; None if it is unset or not ours."""
-    parts = (value or "").split(".", 6)
+    parts = (value or "").split(".", 7)
     try:
-        run_id, pid, ticks, trace_id, span_id, sampled, pipeline = parts
+        run_id, pid, ticks, trace_id, span_id, sampled, clock, pipeline = parts
         if (
             len(run_id) == len(bytes.fromhex(trace_id)) * 2 == 32
             and len(bytes.fromhex(span_id)) == 8
         ):
             return ParentRun(
-                run_id, int(pid), int(ticks), trace_id, span_id, sampled == "1", pipeline
+                run_id,
+                int(pid),
+                int(ticks),
+                trace_id,
+                span_id,
+                sampled == "1",
+                pipeline,
+                int(clock),
             )
     except ValueError:
         pass

@@ -16,6 +16,7 @@ from stagewatch.safety import guarded
 
 PATIENCE: Final = 2.0
 """Seconds that recorders get to take in their journals before the history is read as it is."""
+_LAST_SECONDS: Final = 0.5
 
 
 class Place(Struct, frozen=True):
@@ -62,10 +63,19 @@ def take_in(state: Path) -> bool:
     is_complete = True
     for room in rooms(state):
         with guarded:
-            if has_living_recorder(room):
-                is_complete &= ask_to_take_in(room, max(until - time.monotonic(), 0.05))
-            elif has_journals(room):
-                from stagewatch.exporters.recorder import take_in_all
-
-                take_in_all(state, room)
+            is_complete &= _take_in(state, room, until)
     return is_complete
+
+
+def _take_in(state: Path, room: Path, until: float) -> bool:
+    if has_living_recorder(room) and ask_to_take_in(room, max(until - time.monotonic(), 0.05)):
+        return True
+    if not has_living_recorder(room):  # nor one that has died or left meanwhile
+        if not has_journals(room):
+            return True
+        from stagewatch.exporters.recorder import take_in_all
+
+        if take_in_all(state, room):
+            return True
+    # One that was just starting may be up by now.
+    return not has_living_recorder(room) or ask_to_take_in(room, _LAST_SECONDS)

@@ -194,8 +194,10 @@ def _usage_so_far(live: Live) -> str:
     if live.memory is not None:
         peak = f" (peak {size(live.memory_peak)})" if live.memory_peak else ""
         words.append(f"{size(live.memory)} memory{peak}")
-    if live.read_bytes is not None and live.written_bytes is not None:
-        words.append(f"{size(live.read_bytes)} read, {size(live.written_bytes)} written")
+    if live.read_bytes:
+        words.append(f"{size(live.read_bytes)} read")
+    if live.written_bytes:
+        words.append(f"{size(live.written_bytes)} written")
     if live.processes > 1:
         words.append(f"{live.processes} processes")
     if live.threads is not None and live.threads > live.processes:

@@ -15,7 +15,7 @@ from opentelemetry import propagate, trace
 from opentelemetry.propagators._envcarrier import EnvironmentGetter, EnvironmentSetter
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
-from stagewatch import program
+from stagewatch import clock, program
 from stagewatch.config import Config, load_or_default
 from stagewatch.exporters.journal import start_ticks
 from stagewatch.exporters.page import PageReader
@@ -59,6 +59,7 @@ def prepare() -> Prepared | None:
         )
         joins = parent is not None and parent.is_alive and not is_child_run
         if joins and parent is not None:
+            clock.follow(parent.clock)
             pipeline = config.pipelines.get(parent.pipeline, Pipeline(name=parent.pipeline))
         _prepared = Prepared(config, pipeline, parent, joins)
     return _prepared
@@ -116,6 +117,7 @@ def show_to_children(run: Run) -> None:
         f"{run.span.span_id:016x}",
         bool(run.span.trace_flags.sampled),
         run.pipeline.name,
+        clock.offset,
     )
     os.environ[RUN_VARIABLE] = here.to_environment()
     propagate.inject(os.environ, run.context, setter=EnvironmentSetter())

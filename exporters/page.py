@@ -243,6 +243,9 @@ class PageReader:
         if len(buffer) < SIZE:
             raise ValueError(f"a status page has {SIZE} bytes, this one {len(buffer)}")
         self._buffer = buffer
+        self.pid: int
+        self.ticks: int
+        self.pid_namespace: int
         magic, self.pid, self.ticks, self.pid_namespace = _HEADER.unpack_from(buffer, 0)
         if magic != MAGIC:
             raise ValueError(f"no status page: it begins with {magic!r}")

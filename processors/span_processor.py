@@ -6,18 +6,30 @@ from collections.abc import Callable
 from typing import Any
 
 from opentelemetry.context import Context
-from opentelemetry.sdk.trace import Span, SpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, SynchronousMultiSpanProcessor
 
 from stagewatch import operations, safety
 
 
-class PipelineProcessor(SpanProcessor):
-    """Hands every ended span to *write*. Three processors cost 1.5 times a bare span, one 1.2."""
+class PipelineProcessor(SynchronousMultiSpanProcessor):
+    """Hands every ended span to *write*, and to the processors that are added to it.
+
+    It is the provider's own (``active_span_processor``), or one of another provider's. As one of
+    the provider's it would cost three more frames a span: three processors cost 1.5 times a bare
+    span, one 1.2.
+    """
 
     def __init__(self, write: Callable[[Any], None]) -> None:
         """*write* is guarded: the SDK lets a processor's error reach the user's code
         (opentelemetry-python 5624)."""
-        self.on_end = write  # type: ignore[assignment, method-assign]  # a frame less
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._write = write
+        self.on_end = write  # type: ignore[assignment, method-assign]  # as long as it is alone
+
+    def add_span_processor(self, span_processor: SpanProcessor) -> None:
+        """Another one, of the user's."""
+        super().add_span_processor(span_processor)
+        self.on_end = self._end_all  # type: ignore[method-assign]
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         if operations.open_calls:
@@ -25,7 +37,9 @@ class PipelineProcessor(SpanProcessor):
                 operations.child_started(span.parent)
             except Exception as error:
                 safety.report(error)
+        for processor in self._span_processors:
+            processor.on_start(span, parent_context=parent_context)
 
-    def force_flush(self, timeout_millis: int = 30000) -> bool:
-        """What has ended is on disk: there is nothing to flush."""
-        return True
+    def _end_all(self, span: ReadableSpan) -> None:
+        self._write(span)
+        super().on_end(span)

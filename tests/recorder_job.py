@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from stagewatch import measures
 from stagewatch.exporters import state as state_module
 from stagewatch.exporters.journal import (
     JournalWriter,
@@ -35,8 +36,15 @@ class Job:
     """One run of this process."""
 
     def __init__(
-        self, state: Path = STATE, *, opens_run: bool = True, run_id: str = "", final: bool = False
+        self,
+        state: Path = STATE,
+        *,
+        opens_run: bool = True,
+        run_id: str = "",
+        final: bool = False,
+        age: int = 0,
     ) -> None:
+        """*age*: seconds for which it has run by now, as far as its journal goes."""
         self.state = state_module.state_directory(state, is_default=False)
         goal = state_module.destination(os.environ)
         self.room = state_module.room(self.state, goal, pid_namespace())
@@ -61,6 +69,7 @@ class Job:
                 resource={"service.name": "test"},
                 pipeline="test",
                 final_exit=final,
+                uptime=measures.uptime() - age * measures.SECOND,
                 oom_kills=oom.kills(),
             )
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from stagewatch.exporters import life
+from tests.jobs import wait_for
 
 HOLDER = """
 import os, sys
@@ -82,7 +83,7 @@ def test_seen_from_another_namespace(page: Path) -> None:
     assert life.is_held(page)
     process.kill()
     process.communicate()
-    assert not life.is_held(page)
+    wait_for(lambda: not life.is_held(page))
 
 
 def test_cannot_be_done(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -16,14 +17,17 @@ from typing import TypeVar
 
 import pytest
 
+from stagewatch import semconv
+from stagewatch.database import connect
 from stagewatch.exporters.recorder import start, take_in_all
 from stagewatch.exporters.recorder.spawn import recorder_environment
 from stagewatch.history import open_history
+from stagewatch.measures import SECOND
 from stagewatch.model import Outcome, Run
 
 Found = TypeVar("Found")
 JOB = Path(__file__).with_name("recorder_job.py")
-ANNOUNCED = {"known": True, "started": True, "ships_itself": False}
+ANNOUNCED = {"known": True, "started": True, "alone": ""}
 
 
 def eventually(find: Callable[[], Found | None], seconds: float = 20.0) -> Found:
@@ -280,6 +284,39 @@ def test_dead_keeper_and_recorder(place: Place) -> None:
     assert spans(place) == 10
 
 
+def test_time_that_nobody_watched(place: Place) -> None:
+    """With both dead the next start counts for how long a run that still lives was not watched."""
+    job = place.start("job = Job(age=100); job.announce(); sys.stdin.readline()")
+    seen = eventually(lambda: start_is_over(place) and read(place.room / "seen"))
+    for pid in place.recorders(keeper=True) + place.recorders():
+        os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not place.recorders())
+    boot, _, at = seen.partition(" ")
+    (place.room / "seen").write_text(f"{boot} {int(at) - 60 * SECOND}")
+    place.run("Job().announce(); os._exit(0)")
+    seconds = eventually(lambda: unwatched(place))
+    assert 60 <= seconds < 100
+    place.run("Job().announce(); os._exit(0)")
+    assert start.ask_to_take_in(place.room, 20.0)
+    assert unwatched(place) == seconds
+    job.communicate(b"\n", timeout=30)
+
+
+def read(path: Path) -> str:
+    """What stands in a file that may not be there yet."""
+    return path.read_text() if path.exists() else ""
+
+
+def unwatched(place: Place) -> float:
+    """Seconds, as counted."""
+    with contextlib.closing(connect(place.state)) as link:
+        found = link.execute(
+            "select value from total join instrument on instrument.id = instrument where name = ?",
+            (semconv.UNWATCHED.name,),
+        ).fetchall()
+    return sum(value for (value,) in found)
+
+
 def test_terminated_recorder_keeps_the_rest(place: Place) -> None:
     """SIGTERM ends the recorder with status 0; the next one goes on where it stopped."""
     job = place.start(
@@ -413,10 +450,10 @@ def test_forked_child_only_says_hello(place: Place) -> None:
 job = Job()
 print_json(to_dict(start.introduce(job.room, job.key, os.environ)))
 """
-    assert place.run(code) == {"known": False, "started": False, "ships_itself": False}
+    assert place.run(code) == {"known": False, "started": False, "alone": ""}
     assert place.recorders() == []
     place.run("Job().announce()")
-    assert place.run(code) == {"known": True, "started": False, "ships_itself": False}
+    assert place.run(code) == {"known": True, "started": False, "alone": ""}
 
 
 def test_subreaper_ships_itself(place: Place) -> None:
@@ -425,7 +462,11 @@ def test_subreaper_ships_itself(place: Place) -> None:
 import ctypes; ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 print_json(to_dict(Job().announce()))
 """
-    assert place.run(code) == {"known": False, "started": False, "ships_itself": True}
+    assert place.run(code) == {
+        "known": False,
+        "started": False,
+        "alone": "nothing outlives this process",
+    }
     assert place.recorders() == []
 
 
@@ -435,7 +476,7 @@ def test_first_process_of_a_namespace(place: Place) -> None:
 from stagewatch.exporters.recorder import run_in_process
 job = Job(final=True); announced = job.announce(); job.spans(10); job.exiting()
 run_in_process(job.state, job.room, os.environ, 1.0)
-print_json([os.getpid(), announced.ships_itself])
+print_json([os.getpid(), bool(announced.alone)])
 """
     if os.geteuid():
         pytest.skip("only root may make a PID namespace")

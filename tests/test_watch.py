@@ -69,6 +69,8 @@ class FakeIntake:
 
     def tick(self, sightings: Mapping[str, Sighting], now: int) -> None: ...
 
+    def note(self, now: int) -> None: ...
+
     def is_busy(self) -> bool:
         return False
 
@@ -129,6 +131,7 @@ def write(
     room: Path, key: str, numbers: Sequence[int], first: Record | None = None
 ) -> JournalWriter:
     journal = JournalWriter(room, key, max_bytes=1 << 26)
+    journal.page.set(Words.HELD, 0)  # by this process, which lives
     journal.append(first or started(key))
     for number in numbers:
         journal.append(NameDefined(number, f"name {number}"))
@@ -338,14 +341,53 @@ def test_found_dead_but_had_called(
 
 
 def test_other_boot_and_other_host(tmp_path: Path, watch: Watch, intake: FakeIntake) -> None:
-    """Another boot of this host lost its processes; another host's are not ours to judge."""
+    """Another boot of this host lost its processes; another host's are not ours to judge; another
+    container's of this boot are."""
     write(tmp_path, of_dead("aa"), [1], started(of_dead("aa"), boot="another"))
-    write(tmp_path, of_dead("bb"), [1], started(of_dead("bb"), host="another"))
+    write(tmp_path, of_dead("bb"), [1], started(of_dead("bb"), host="another", boot="another"))
+    write(tmp_path, of_dead("cc"), [1], started(of_dead("cc"), host="another"))
     for _ in range(2):
         watch.find(journals(tmp_path))
         watch.bury()
-    assert intake.closed == [(of_dead("aa"), None, True)]
+    assert sorted(intake.closed) == [(of_dead("aa"), None, True), (of_dead("cc"), None, False)]
     assert left(tmp_path) == [f"{of_dead('bb')}.0.journal", f"{of_dead('bb')}.page"]
+
+
+def test_another_namespace(tmp_path: Path, watch: Watch, intake: FakeIntake) -> None:
+    """There a pid says nothing: who holds the page lives, who held it is dead, else who knows."""
+    living = write(tmp_path, of_dead("aa"), [1])
+    dead = write(tmp_path, of_dead("bb"), [1])
+    silent = write(tmp_path, of_dead("cc"), [1])
+    for journal in (living, dead, silent):
+        elsewhere = struct.pack("@Q", pid_namespace() + 1)
+        with page_path(tmp_path, journal.key).open("r+b") as file:
+            file.seek(24)
+            file.write(elsewhere)
+    living.page.set(Words.HELD, 1)
+    let_go(dead)
+    watch.find(journals(tmp_path))
+    watch.bury()
+    assert intake.closed == [(dead.key, None, False)]
+
+
+def test_without_start_ticks(tmp_path: Path, watch: Watch, intake: FakeIntake) -> None:
+    """Of a process that had no /proc its page tells whether it lives, its pid alone does not."""
+    living = write(tmp_path, f"{os.getpid()}.0.aa", [1])
+    living.page.set(Words.HELD, 1)
+    dead = write(tmp_path, f"{os.getpid()}.0.bb", [1])
+    let_go(dead)
+    watch.find(journals(tmp_path))
+    watch.bury()
+    assert intake.closed == [(dead.key, None, False)]
+    assert watch.followers[living.key].pidfd is not None
+
+
+def let_go(journal: JournalWriter) -> None:
+    """As if its process, which held its page, were dead."""
+    journal.page.set(Words.HELD, 1)
+    page = page_path(journal.directory, journal.key)
+    page.with_suffix(".copy").write_bytes(page.read_bytes())
+    page.with_suffix(".copy").rename(page)  # which nobody holds
 
 
 def test_our_own_end(tmp_path: Path, watch: Watch, intake: FakeIntake) -> None:
@@ -423,23 +465,22 @@ def test_python_without_pidfds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_deposit() -> None:
-    """What is left there is taken once; what nobody needs goes, and too much is no error."""
+    """Who looks takes nothing away; what nobody needs goes, and too much is no error."""
     entrance, exit = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     deposit = Deposit(entrance.detach(), exit.detach())
     pidfd = os.pidfd_open(os.getpid())
-    for number in range(3000):
+    for number in (*range(3000), 0):
         deposit.put(f"{number}.1.aa", pidfd)
-    found = deposit.take()
+    found = deposit.left()
     assert [caller.key for caller in found] == [f"{number}.1.aa" for number in range(len(found))]
     assert 200 < len(found) < 3000
-    assert deposit.take() == []
-    for number in range(60):
-        deposit.put(f"{number}.1.aa", pidfd)
+    again = deposit.left()  # as the next recorder would
+    assert [caller.key for caller in again] == [caller.key for caller in found]
     for _ in range(40):
         deposit.tidy(lambda key: key in ("3.1.aa", "50.1.aa"))
-    kept = deposit.take()
+    kept = deposit.left()
     assert [caller.key for caller in kept] == ["3.1.aa", "50.1.aa"]
-    for caller in (*found, *kept):
+    for caller in (*found, *again, *kept):
         assert caller.pidfd is not None
         assert f"Pid:\t{os.getpid()}\n" in Path(f"/proc/self/fdinfo/{caller.pidfd}").read_text()
         os.close(caller.pidfd)

@@ -13,6 +13,10 @@ def run_in_process(
 
     For the last moments of a process; never raises an Exception.
     """
+    from stagewatch.exporters.recorder import resident
+
+    if not resident.has_memory():
+        return
     from stagewatch.exporters.recorder import indoors
 
     indoors.run_in_process(state, room, environ, deadline_seconds)

@@ -10,6 +10,7 @@ import select
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -45,15 +46,21 @@ def _record(state: Path, room: Path, listening: int, place: int, deposit: Deposi
     callers = door.take_over(listening, place)
     if callers is None:
         return
+    left = deposit.left()
+    for caller in callers:  # at once: until the rest is loaded we may be killed, too
+        if caller.key and caller.pidfd is not None:
+            deposit.put(caller.key, caller.pidfd)
     # Only who is the recorder loads the rest, and opens the history.
     from stagewatch.config import load_or_default
     from stagewatch.exporters.recorder.ingest import open_intake
+    from stagewatch.exporters.recorder.upkeep import Upkeep
 
     remember_settings(room, os.environ)
     settings = load_or_default(os.environ, Path("/"))[0].settings
     intake = open_intake(state, room, os.environ)
     watch = Watch(room, intake, epoll, settings, deposit)
-    recorder = Recorder(room, intake, door, watch, epoll)
+    upkeep = Upkeep(state, room, os.environ, intake, watch)
+    recorder = Recorder(room, intake, door, watch, epoll, upkeep.do)
 
     def stop(*_: object) -> None:
         recorder.is_stopped = True
@@ -62,7 +69,7 @@ def _record(state: Path, room: Path, listening: int, place: int, deposit: Deposi
     gc.collect()
     gc.freeze()
     try:
-        recorder.run([*deposit.take(), *callers], settings)
+        recorder.run([*left, *callers], settings)
     finally:
         watch.close()
         intake.stop(_FLUSH_SECONDS)
@@ -76,7 +83,7 @@ def _settle(state: Path) -> None:
     os.umask(0o077)
     with guarded:
         _log_into(state / "recorder.log")
-    with guarded, open("/proc/self/oom_score_adj", "w") as file:
+    with guarded, suppress(FileNotFoundError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
     for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE):
         with guarded:

@@ -34,18 +34,23 @@ class Deposit:
             end.setblocking(False)
         self._entrance.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SPACE)
         self._useless = 0
+        self._keys: set[str] = set()
 
     def put(self, key: str, pidfd: int) -> None:
         """Leave the pidfd of the process with the journal *key*; not where there is no space."""
+        if key in self._keys:
+            return
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [pidfd]))
         with suppress(OSError):
             self._entrance.sendmsg([key.encode()], [rights])
+            self._keys.add(key)
 
-    def take(self) -> list[Caller]:
-        """All that a predecessor has left, as if their processes called again."""
-        found = []
-        while (caller := self._next()) is not None:
-            found.append(caller)
+    def left(self) -> list[Caller]:
+        """All that a predecessor has left, as if their processes called again; it stays here."""
+        found = self._take()
+        for caller in found:
+            if caller.pidfd is not None:
+                self.put(caller.key, caller.pidfd)
         return found
 
     def tidy(self, is_needed: Callable[[str], bool]) -> None:
@@ -54,7 +59,7 @@ class Deposit:
         if self._useless < _TIDY_AFTER:
             return
         self._useless = 0
-        for caller in self.take():
+        for caller in self._take():
             if caller.pidfd is not None:
                 if is_needed(caller.key):
                     self.put(caller.key, caller.pidfd)
@@ -64,6 +69,13 @@ class Deposit:
         """Let go of it; it stays with the keeper."""
         self._entrance.close()
         self._exit.close()
+
+    def _take(self) -> list[Caller]:
+        found = []
+        while (caller := self._next()) is not None:
+            found.append(caller)
+        self._keys.clear()
+        return found
 
     def _next(self) -> Caller | None:
         try:

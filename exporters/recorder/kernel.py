@@ -20,6 +20,11 @@ _EXIT_CODE_AT: Final = 60
 _REAPING_MILLISECONDS: Final = 20
 
 
+def tells() -> bool:
+    """Whether there is a /proc here."""
+    return os.path.exists("/proc/self/stat")
+
+
 def is_running(pid: int, ticks: int) -> bool:
     """Whether the process that *pid* named when it started at *ticks* still is; zombies are not."""
     found = proc.read(pid)
@@ -28,9 +33,8 @@ def is_running(pid: int, ticks: int) -> bool:
 
 def open_pidfd(pid: int, ticks: int) -> int | None:
     """A pidfd of just this process, a zombie included; None if it is gone or cannot be had."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except (OSError, AttributeError):  # Python may be older than the kernel, or built on one
+    pidfd = open_any_pidfd(pid)
+    if pidfd is None:
         return None
     try:
         # Asked after the opening: a pid that was given anew by then has other ticks.
@@ -40,6 +44,14 @@ def open_pidfd(pid: int, ticks: int) -> int | None:
         pass
     os.close(pidfd)
     return None
+
+
+def open_any_pidfd(pid: int) -> int | None:
+    """A pidfd of whichever process has this pid now; None if it cannot be had."""
+    try:
+        return os.pidfd_open(pid)
+    except (OSError, AttributeError):  # Python may be older than the kernel, or built on one
+        return None
 
 
 def wait_status(pidfd: int, pid: int, ticks: int) -> int | None:
@@ -74,7 +86,8 @@ def _of_reaped(pidfd: int) -> int | None:
 def zombie_status(pid: int, ticks: int) -> int | None:
     """How a process ended that nobody has waited for yet; None if it is not one, or unknowable."""
     found = proc.read(pid)
-    if found is None or found.ticks != ticks or not found.is_dead:
+    # Not reaped yet, so that its pid is still its own: where its ticks are not known that will do.
+    if found is None or (ticks and found.ticks != ticks) or not found.is_dead:
         return None
     if found.wait_status:
         return found.wait_status
@@ -88,4 +101,5 @@ def zombie_status(pid: int, ticks: int) -> int | None:
 def _wait_for_reaping(pidfd: int) -> None:
     poll = select.poll()
     poll.register(pidfd, 0)
-    poll.poll(_REAPING_MILLISECONDS)
+    # Without /proc a zombie's status is nowhere until its parent asks for it.
+    poll.poll(_REAPING_MILLISECONDS if tells() else 10 * _REAPING_MILLISECONDS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -24,20 +24,30 @@ class Recorder:
     """A watch with a door and a clock. Only for who holds the room's life."""
 
     def __init__(
-        self, room: Path, intake: Intake, door: Door, watch: Watch, epoll: select.epoll
+        self,
+        room: Path,
+        intake: Intake,
+        door: Door,
+        watch: Watch,
+        epoll: select.epoll,
+        upkeep: Callable[[], object] = lambda: None,
     ) -> None:
+        """*upkeep*: what else is to be done when all have been found, and now and then."""
         self.is_stopped = False
         self._room = room
         self._intake = intake
         self._door = door
         self._watch = watch
         self._epoll = epoll
+        self._upkeep = upkeep
         self._asking: list[Caller] = []
 
     def run(self, callers: Sequence[Caller], settings: Settings) -> None:
         """Until `is_stopped`, or until there was nothing to do for its ``recorder_idle``."""
         self._serve(callers)
         self._scan()
+        self._watch.read()
+        self._upkeep()
         scanned = ticked = busy = time.monotonic()
         nap = _SHORTEST_NAP
         while not self.is_stopped:
@@ -48,6 +58,7 @@ class Recorder:
             if now - scanned >= _SCAN_SECONDS:
                 scanned = now
                 self._scan()
+                self._upkeep()
             nap = _SHORTEST_NAP if self._watch.read() else min(1.5 * nap, _LONGEST_NAP)
             self._answer()
             if self._watch.followers:
@@ -90,6 +101,8 @@ class Recorder:
         while events := self._epoll.poll(0):
             self._attend(events)
         self._watch.read(everything=True)
+        self._tick()
+        self._note()
         asking, self._asking = self._asking, []
         for caller in asking:
             caller.answer()
@@ -97,6 +110,12 @@ class Recorder:
     def _tick(self) -> None:
         try:
             self._intake.tick(self._watch.sightings(), time.time_ns())
+        except Exception as error:
+            safety.report(error)
+
+    def _note(self) -> None:
+        try:
+            self._intake.note(time.time_ns())
         except Exception as error:
             safety.report(error)
 

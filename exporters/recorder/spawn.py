@@ -58,7 +58,7 @@ def spawn(room: Path, state: Path, listening: int, environ: Mapping[str, str]) -
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     try:
         command = _command(room, state, handed)
-        numbers = {int(name) for name in os.listdir("/proc/self/fd")} - {0, 1, 2, *handed}
+        numbers = _open_descriptors() - {0, 1, 2, *handed}
         pid = os.posix_spawn(
             command[0],
             command,
@@ -77,8 +77,11 @@ def spawn(room: Path, state: Path, listening: int, environ: Mapping[str, str]) -
         os.close(null)
         for number in handed:
             os.close(number)
+    status = 0
     with suppress(ChildProcessError):
-        os.waitpid(pid, 0)  # it has put the keeper into the background and is gone
+        _, status = os.waitpid(pid, 0)  # it has put the keeper into the background and is gone
+    if status:
+        raise OSError(f"{command[0]} ended with wait status {status}")
 
 
 def recorder_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -102,6 +105,21 @@ def _command(room: Path, state: Path, handed: list[int]) -> list[str]:
     if os.path.exists(_SHELL):
         return [_SHELL, "-c", _KEEPER, str(room / "start"), *recorder]
     return [*recorder, "0", "detach"]
+
+
+def _open_descriptors() -> set[int]:
+    try:
+        return {int(name) for name in os.listdir("/proc/self/fd")}
+    except OSError:  # no /proc
+        return {number for number in range(os.sysconf("SC_OPEN_MAX")) if _is_open(number)}
+
+
+def _is_open(number: int) -> bool:
+    try:
+        fcntl.fcntl(number, fcntl.F_GETFD)
+    except OSError:
+        return False
+    return True
 
 
 def _import_path() -> list[str]:

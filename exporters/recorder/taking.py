@@ -23,6 +23,7 @@ from stagewatch.records import (
     DatasetTouched,
     LogEmitted,
     MetricsCollected,
+    NameDefined,
     OperationEnded,
     ProcessStarted,
     Record,
@@ -35,7 +36,6 @@ from stagewatch.records import (
     TallyDefined,
     TallySpilled,
 )
-from stagewatch.records import encode as encode_record
 
 _CLIENT_KINDS: Final = (2, 3)  # CLIENT, PRODUCER
 _LIBRARIES: Final = "opentelemetry.instrumentation."
@@ -78,6 +78,8 @@ def take(books: Books, journal: Journal, record: Record, batch: Batch) -> None:
         case ScopeDefined():
             number = books.interned.scope(record.name, record.version, record.schema_url)
             journal.scopes[record.number] = (number, record.name)
+        case NameDefined():
+            journal.names[record.number] = record.name
         case RunStarted():
             _open_run(books, journal, journal.process, record, batch)
         case RunExiting():
@@ -189,12 +191,5 @@ def _take_log(books: Books, journal: Journal, record: LogEmitted, batch: Batch) 
         return
     scope = journal.scopes.get(record.scope)
     batch.recorded["logs"] += 1
-    books.link.execute(
-        "insert into log(destination, resource, scope, record) values(?, ?, ?, ?)",
-        (
-            books.destination,
-            journal.resource,
-            scope[0] if scope else books.interned.scope("", None, None),
-            encode_record(record),
-        ),
-    )
+    number = scope[0] if scope else books.interned.scope("", None, None)
+    rows.add_log(books.link, books.destination, journal.resource, number, record)

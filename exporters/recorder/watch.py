@@ -15,6 +15,7 @@ from typing import Final, Protocol
 from stagewatch import safety
 from stagewatch.config import Settings
 from stagewatch.exporters.journal import boot_id, host_id, pid_namespace
+from stagewatch.exporters.life import is_held
 from stagewatch.exporters.page import PageReader
 from stagewatch.exporters.recorder import kernel
 from stagewatch.exporters.recorder.deposit import Deposit
@@ -23,7 +24,9 @@ from stagewatch.exporters.recorder.follow import Follower, Taker, remove_files
 from stagewatch.exporters.recorder.observer import Observer, Process, Seen, reader
 from stagewatch.exporters.recorder.outcome import Death
 from stagewatch.exporters.recorder.shortage import Shortage
-from stagewatch.exporters.recorder.vitals import Sighting
+from stagewatch.exporters.recorder.vitals import Sighting, Vitals
+from stagewatch.measures import SECOND, uptime
+from stagewatch.records import ProcessStarted
 
 _ORPHAN_SECONDS: Final = 60.0
 
@@ -32,6 +35,8 @@ class Intake(Taker, Protocol):
     """What becomes of the records: see `stagewatch.exporters.recorder.ingest`."""
 
     def tick(self, sightings: Mapping[str, Sighting], now: int) -> None: ...
+
+    def note(self, now: int) -> None: ...
 
     def is_busy(self) -> bool: ...
 
@@ -106,7 +111,7 @@ class Watch:
             if process not in deaths:
                 vitals = self._observer.farewell(process)
                 status = kernel.wait_status(pidfd, *process)
-                deaths[process] = Death(status, time.time_ns(), vitals=vitals)
+                deaths[process] = _death(status, vitals)
         self._certify(deaths)
         self.bury()
 
@@ -117,6 +122,8 @@ class Watch:
 
     def bury(self) -> None:
         """Close the journals of the dead; what cannot be closed now is tried again later."""
+        if self._dead:
+            self.read()  # a worker may be dead before the start of its run was read
         dead = [self.followers[key] for key in self._dead if key in self.followers]
         read = [follower for follower in dead if follower.read(final=True)]
         # Who opened a run goes last: with it the run is closed.
@@ -146,6 +153,15 @@ class Watch:
             for follower, page in zip(written, pages[process], strict=True):
                 found[follower.key] = _sighting(page, what, is_last=follower is last)
         return found
+
+    def ages(self) -> dict[str, float]:
+        """Seconds for which those have lived that opened a run and go on with it."""
+        return {
+            follower.key: _age(follower.started)
+            for follower in self.followers.values()
+            if follower.started is not None and follower.opens_run
+            if follower.key not in self._dead
+        }
 
     def is_pidfd(self, descriptor: int) -> bool:
         """Whether this descriptor is one of a process that is watched."""
@@ -194,7 +210,7 @@ class Watch:
             follower.forget()
             return None
         started = follower.started
-        if started is not None and started.host_id != self._host:
+        if started is not None and not self._is_ours(started):
             self._foreign.add(key)
             follower.forget()
             return None
@@ -211,16 +227,22 @@ class Watch:
     def _judge(self, follower: Follower) -> None:
         """Nobody handed us this process: it may be long gone, and its pid another's."""
         started = follower.started
-        if started is not None and started.boot_id != self._boot:
+        if started is not None and self._is_of_another_boot(started) and not follower.is_held():
             self._dead[follower.key] = Death(at=follower.last_sign(), lost_host=True)
-            return
-        if follower.page is not None and follower.page.pid_namespace != self._namespace:
-            return
+        elif follower.pid_namespace not in (self._namespace, None):
+            if follower.is_held() is False:
+                self._dead[follower.key] = Death(at=follower.last_sign())
+        elif follower.ticks and kernel.tells():
+            self._judge_by_pid(follower)
+        else:
+            self._judge_by_page(follower)
+
+    def _judge_by_pid(self, follower: Follower) -> None:
         pidfd = kernel.open_pidfd(follower.pid, follower.ticks)
         if pidfd is not None:
             self._watch(follower, pidfd)
         elif kernel.is_running(follower.pid, follower.ticks) or (
-            started is None and not follower.is_older(_ORPHAN_SECONDS)
+            follower.started is None and not follower.is_older(_ORPHAN_SECONDS)
         ):
             return  # perhaps another host's, which has not said so yet
         else:
@@ -234,7 +256,26 @@ class Watch:
             self._dead[follower.key] = Death(at=follower.last_sign())
         else:
             vitals = self._observer.farewell(process)
-            self._certify({process: Death(status, time.time_ns(), vitals=vitals)})
+            self._certify({process: _death(status, vitals)})
+
+    def _judge_by_page(self, follower: Follower) -> None:
+        # Without /proc nobody knows whose a pid is, unless its process holds the page.
+        pidfd = kernel.open_any_pidfd(follower.pid)
+        is_held = follower.is_held()
+        if is_held and pidfd is not None:
+            self._watch(follower, pidfd)
+            return
+        if pidfd is not None:
+            os.close(pidfd)
+        if is_held is False or (is_held is None and pidfd is None):
+            self._dead[follower.key] = Death(at=follower.last_sign())
+
+    def _is_ours(self, started: ProcessStarted) -> bool:
+        # Containers have ids of their own, but share the boot of their host.
+        return started.host_id == self._host or started.boot_id == self._boot != ""
+
+    def _is_of_another_boot(self, started: ProcessStarted) -> bool:
+        return "" != started.boot_id != self._boot != ""
 
     def _forget(self, follower: Follower) -> None:
         self._dead.pop(follower.key, None)
@@ -250,6 +291,17 @@ class Watch:
             follower.pidfd = None
             if self._deposit is not None:
                 self._deposit.tidy(lambda key: key in self.followers)
+
+
+def _death(status: int | None, vitals: Vitals | None) -> Death:
+    """One that is seen now."""
+    return Death(status, time.time_ns(), vitals=vitals, uptime=uptime())
+
+
+def _age(started: ProcessStarted) -> float:
+    if started.uptime:
+        return (uptime() - started.uptime) / SECOND
+    return (time.time_ns() - started.start) / SECOND
 
 
 def _began(follower: Follower) -> int:
@@ -278,5 +330,12 @@ def _sweep(page: Path, key: str) -> None:
     except OSError:
         return
     pid, ticks, _ = key.split(".")
-    if old and not kernel.is_running(int(pid), int(ticks)):
+    if old and not kernel.is_running(int(pid), int(ticks)) and not _is_held(page):
         remove_files(page.parent, key)
+
+
+def _is_held(page: Path) -> bool:
+    try:
+        return is_held(page)
+    except OSError:
+        return False

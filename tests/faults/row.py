@@ -71,7 +71,7 @@ class Row(Struct, frozen=True, kw_only=True):
     vague_end: bool = False
     """Nobody watched when it died: its end is its last sign of life."""
     may_repeat: bool = False
-    """Its recorder was killed: a batch may arrive twice, with the same ids."""
+    """Its recorder was killed, or could not note what it sent: the same span may arrive twice."""
     is_long: bool = False
     """It is begun first, so that the others overlap with it."""
     has_bare: bool = True

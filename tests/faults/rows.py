@@ -275,6 +275,7 @@ ROWS: Final = (
         tree="extract[page×200] load[batch row×{kept}]",
         records={"extract out": 5, "load out": 7},
         losses="disk",
+        may_repeat=True,
         spans=_BURST,
         sees="all numbers; spans that found no room are counted as dropped",
     ),

@@ -125,6 +125,7 @@ def in_history(state: Path, pipeline: str) -> Seen:
             for row in history.spans(run.run_id)
         ]
         roots, more = _runs(spans)
+        notices = tuple(sorted(notice.name for notice in history.notices(run.run_id)))
         records = {
             f"{stage.name} {side}": count
             for stage in history.stages(run.run_id)
@@ -153,7 +154,7 @@ def in_history(state: Path, pipeline: str) -> Seen:
                 if value
             },
             seconds={stage.name: stage.seconds for stage in history.stages(run.run_id)},
-            **_of_spans(spans, roots, faults + more),
+            **(_of_spans(spans, roots, faults + more) | {"notices": notices}),
         )
 
 

@@ -19,6 +19,7 @@ from stagewatch.records import (
     ProcessStarted,
     RunExiting,
     RunStarted,
+    SpanStarted,
     StageEnded,
     StageStarted,
     TallyDefined,
@@ -61,6 +62,8 @@ class Journal(Struct):
     """By number: row id and name."""
     names: dict[int, str] = field(default_factory=dict)
     """Of operations, by the number that the status page shows."""
+    begun: dict[bytes, SpanStarted] = field(default_factory=dict)
+    """Spans with children that have not ended, but for stages and the run."""
 
 
 class Batch:

@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -42,6 +43,8 @@ def main() -> int:
     if not rows:
         parser.error("no such row; there are: " + ", ".join(row.name for row in ROWS))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # of the rows that crash
+    # A shell that started us in the background had SIGINT ignored, and so would the jobs.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     backends = [Backend(options.backend)] if options.backend else list(Backend)
     return _stock(rows, options) if options.stock else _ours(rows, backends, options)
 

@@ -31,6 +31,7 @@ ROWS: Final = (
             "load pandas.to_csv": 1,
         },
         sees="success, every stage and every number",
+        stock="6 of 7: 3 traces",
     ),
     Row(
         name="exception",
@@ -40,6 +41,7 @@ ROWS: Final = (
         error_type="ValueError",
         tree="extract[page] load(ValueError)[batch]",
         sees="failure, `ValueError`, its place in your code, the stage it was raised in",
+        stock="8 of 9: 2 traces",
     ),
     Row(
         name="exit(3)",
@@ -49,16 +51,19 @@ ROWS: Final = (
         error_type="exit_3",
         tree="extract[page] load(exit_3)[batch]",
         sees="failure, `exit_3`",
+        stock="7 of 9: 2 traces; not a word of how it ended",
     ),
     Row(
         name="exit(3) caught and ignored",
         job="ends.py ignored",
         sees="success: what counts is how the process ended",
+        stock="6 of 7: 2 traces",
     ),
     Row(
         name="os._exit(0)",
         job="ends.py _exit0",
         sees="success; the open stage is closed with its id and counts",
+        stock="5 of 8: 3 of 3 spans lost; no trace; the open span lost",
     ),
     Row(
         name="os._exit(3)",
@@ -68,6 +73,7 @@ ROWS: Final = (
         error_type="exit_3",
         tree="extract[page] load(exit_3)[batch]",
         sees="failure, `exit_3`; the open stage is closed with its id and counts",
+        stock="5 of 9: 3 of 3 spans lost; no trace; the open span lost; not a word of how it ended",
     ),
     Row(
         name="SIGTERM",
@@ -78,12 +84,14 @@ ROWS: Final = (
         error_type="terminated",
         tree="extract[page] load(terminated)[batch]",
         sees="cancellation, `terminated`, the stage it was in",
+        stock="5 of 9: 3 of 3 spans lost; no trace; the open span lost; not a word of how it ended",
     ),
     Row(
         name="SIGTERM with the user's own handler",
         job="ends.py handler",
         deed=deeds.send(signal.SIGTERM),
         sees="success: your handler ran, and the job ended well",
+        stock="6 of 7: 2 traces",
     ),
     Row(
         name="SIGINT",
@@ -94,6 +102,7 @@ ROWS: Final = (
         error_type="KeyboardInterrupt",
         tree="extract[page] load(KeyboardInterrupt)[batch]",
         sees="cancellation, `KeyboardInterrupt`",
+        stock="7 of 9: 2 traces; not a word of how it ended",
     ),
     Row(
         name="SIGKILL",
@@ -112,6 +121,7 @@ ROWS: Final = (
             "load pandas.to_csv": 1,
         },
         sees="error, `killed`, the stage it was in, all numbers up to then",
+        stock="5 of 9: 2 of 2 spans lost; no trace; the open span lost; not a word of how it ended",
     ),
     Row(
         name="SIGKILL within a span of the user's own",
@@ -123,6 +133,7 @@ ROWS: Final = (
         tree="load(killed)[chunk(killed)[row store]]",
         records={"store out": 2},
         sees="error, `killed`; your open span is closed with its id, so that no span is an orphan",
+        stock="5 of 9: 2 of 2 spans lost; no trace; the open span lost; not a word of how it ended",
     ),
     Row(
         name="out of memory",
@@ -135,6 +146,7 @@ ROWS: Final = (
         error_type="oom_killed",
         tree="extract[page] load(oom_killed)[batch]",
         sees="error, `oom_killed`, the stage it was in, its peak memory",
+        stock="5 of 9: 3 of 3 spans lost; no trace; the open span lost; not a word of how it ended",
     ),
     Row(
         name="out of memory, the recorder in the same cgroup",
@@ -147,6 +159,7 @@ ROWS: Final = (
         tree="extract[page] load(oom_killed)[batch]",
         may_repeat=True,
         sees="the same: the recorder goes first, and its keeper starts another",
+        stock="5 of 9: 3 of 3 spans lost; no trace; the open span lost; not a word of how it ended",
     ),
     Row(
         name="segfault",
@@ -156,6 +169,7 @@ ROWS: Final = (
         error_type="segfault",
         tree="extract[page] load(segfault)[batch]",
         sees="error, `segfault`, the stage it was in",
+        stock="5 of 9: 3 of 3 spans lost; no trace; the open span lost; not a word of how it ended",
     ),
     Row(
         name="abort",
@@ -165,6 +179,7 @@ ROWS: Final = (
         error_type="abort",
         tree="extract[page] load(abort)[batch]",
         sees="error, `abort`, the stage it was in",
+        stock="5 of 9: 3 of 3 spans lost; no trace; the open span lost; not a word of how it ended",
     ),
     Row(
         name="os.fork children",
@@ -172,6 +187,7 @@ ROWS: Final = (
         tree="load[child[step]×3]",
         records={"load out": 10, "child out": 6},
         sees="one run; the children's stages hang under the stage that forked",
+        stock="6 of 7: 6 of 7 spans lost",
     ),
     Row(
         name="multiprocessing fork pool",
@@ -179,6 +195,7 @@ ROWS: Final = (
         tree="load[work[step]×5]",
         records={"work out": 15},
         sees="one run; the workers' stages hang under the stage that submitted them",
+        stock="6 of 7: 10 of 11 spans lost",
     ),
     Row(
         name="multiprocessing spawn pool",
@@ -186,6 +203,7 @@ ROWS: Final = (
         tree="load[work[step]×5]",
         records={"work out": 15},
         sees="one run; the workers' stages hang under the stage that submitted them",
+        stock="6 of 7: 10 of 11 spans lost",
     ),
     Row(
         name="ProcessPoolExecutor with a killed worker",
@@ -194,6 +212,7 @@ ROWS: Final = (
         records={"work out": 7, "report out": 1},
         notices=(semconv.PROCESS_DIED,),
         sees="success of the run, its worker's stage `killed`, “process died”",
+        stock="5 of 8: 5 of 7 spans lost; 2 traces; the open span lost",
     ),
     Row(
         name="thread pool",
@@ -201,6 +220,7 @@ ROWS: Final = (
         tree="load[work[step]×8] work[step]",
         records={"work out": 37},
         sees="one trace; the pool's stages hang under the stage that submitted them",
+        stock="6 of 7: 2 traces",
     ),
     Row(
         name="asyncio",
@@ -208,13 +228,17 @@ ROWS: Final = (
         tree="load[work[step]×5]",
         records={"work out": 15},
         sees="one trace; each task's stage hangs under the stage that started it",
+        stock="7 of 7",
     ),
     Row(
         name="subprocess under the wrapper",
         job="parent.py",
         tree="load[child[step]]",
         records={"load out": 1, "child out": 2},
-        sees="one run, whose outcome is the parent's; the child's stage hangs under the caller's",
+        notices=(semconv.PROCESS_DIED,),
+        sees="one run, whose outcome is the parent's; the child's stage hangs under the "
+        "caller's, and “process died” says that it ended with `exit_5`",
+        stock="6 of 7: 2 traces",
     ),
     Row(
         name="exec",
@@ -225,6 +249,7 @@ ROWS: Final = (
         tree="before(exit_5)[step] child[step]",
         records={"before out": 4, "child out": 2},
         sees="one run over both programs, with the end of the second",
+        stock="6 of 9: 1 of 3 spans lost; the open span lost; not a word of how it ended",
     ),
     Row(
         name=f"burst of {_BURST:,} spans",
@@ -232,6 +257,7 @@ ROWS: Final = (
         tree=f"load[work×{_BURST}]",
         records={"load out": _BURST},
         sees="all of them",
+        stock="6 of 7: 3,617 of 20,001 spans lost",
     ),
     Row(
         name="30 s of C code holding the GIL past the deadline",
@@ -243,6 +269,7 @@ ROWS: Final = (
         records={"load out": 3},
         notices=(semconv.RUN_LATE,),
         sees="“run late” within 3 s of the deadline, 27 s before the job says anything",
+        stock="7 of 7",
     ),
     Row(
         name="recorder killed",
@@ -252,6 +279,7 @@ ROWS: Final = (
         records={"extract out": 5, "load out": 7},
         may_repeat=True,
         sees="everything: its keeper starts another, which goes on where the first was",
+        stock="6 of 7: 2 traces",
     ),
     Row(
         name="recorder and job killed together",
@@ -265,6 +293,7 @@ ROWS: Final = (
         vague_end=True,
         may_repeat=True,
         sees="error, `unknown`, all numbers up to then, as soon as anything of ours starts again",
+        stock="5 of 9: 3 of 3 spans lost; no trace; the open span lost; not a word of how it ended",
     ),
     Row(
         name="disk full",
@@ -278,6 +307,7 @@ ROWS: Final = (
         may_repeat=True,
         spans=_BURST,
         sees="all numbers; spans that found no room are counted as dropped",
+        stock="5 of 7: 1,771 of 20,203 spans lost; 2 traces",
     ),
     Row(
         name="state on a read-only mount",
@@ -285,6 +315,7 @@ ROWS: Final = (
         world=worlds.read_only,
         warning="stagewatch: the state directory .* using ",
         sees="everything, kept in a temporary directory, and one warning",
+        stock="6 of 7: 2 traces",
     ),
     Row(
         name="clock set back",
@@ -292,5 +323,6 @@ ROWS: Final = (
         tree="extract[page] load[batch]",
         records={"extract out": 5, "load out": 3},
         sees="the true durations",
+        stock="5 of 7: 2 traces; a span ends before it starts",
     ),
 )

@@ -179,6 +179,8 @@ def end_recorder(room: Path, timeout: float) -> None:
         poll.poll(timeout * 1000)
     finally:
         os.close(pidfd)
+
+
 def no_room() -> str:
     """Why a recorder would take memory that the job needs; empty where there is enough."""
     from stagewatch.exporters.recorder.limits import memory_limit

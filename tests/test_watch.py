@@ -39,6 +39,7 @@ from stagewatch.records import NameDefined, ProcessStarted, Record
 
 DEAD_PID = 4_000_000
 """More than this kernel ever gives."""
+NOBODY = 65534
 
 
 class FakeIntake:
@@ -182,6 +183,42 @@ def test_wait_status(end: Callable[[], object], status: int, reaped: bool) -> No
         os.close(pidfd)
         if not reaped:
             os.waitpid(pid, 0)
+
+
+def test_status_that_is_not_ours_to_know() -> None:
+    """To another group the kernel shows the status of a zombie as 0: that is no success."""
+    if os.geteuid():
+        pytest.skip("only root may be another user")
+    reading, writing = os.pipe()
+
+    def become(group: int) -> None:
+        os.setgroups([])
+        os.setgid(group)
+        os.setuid(NOBODY)
+
+    def parent() -> None:
+        become(NOBODY)
+        os.write(writing, str(child(lambda: os._exit(3))).encode())
+        signal.pause()
+
+    keeping = child(parent)
+    pid = int(os.read(reading, 100))
+    pidfd = os.pidfd_open(pid)
+    select.select([pidfd], [], [], 10)
+    ticks = start_ticks(pid)
+
+    def ask() -> None:
+        become(NOBODY - 1)
+        os._exit(kernel.wait_status(pidfd, pid, ticks) is not None)
+
+    try:
+        assert kernel.wait_status(pidfd, pid, ticks) == 3 << 8
+        assert os.waitpid(child(ask), 0)[1] == 0
+    finally:
+        os.kill(keeping, signal.SIGKILL)
+        os.waitpid(keeping, 0)
+        for descriptor in (pidfd, reading, writing):
+            os.close(descriptor)
 
 
 def test_pid_given_to_another() -> None:

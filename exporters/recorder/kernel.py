@@ -91,11 +91,13 @@ def zombie_status(pid: int, ticks: int) -> int | None:
         return None
     if found.wait_status:
         return found.wait_status
-    # The kernel shows another user's status as 0, which looks like a success.
+    # To who may not know (another user or group) the kernel shows a 0, which looks like a success;
+    # this link it hides from the same.
     try:
-        return 0 if os.stat(f"/proc/{pid}").st_uid == os.geteuid() else None
+        os.readlink(f"/proc/{pid}/ns/pid")
     except OSError:
         return None
+    return 0
 
 
 def _wait_for_reaping(pidfd: int) -> None:

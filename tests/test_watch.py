@@ -263,6 +263,23 @@ def test_death_by_pidfd(
     assert (left(tmp_path), watch.followers, watch.sightings()) == ([], {}, {})
 
 
+def test_death_of_who_has_lost_its_files(
+    tmp_path: Path, watch: Watch, intake: FakeIntake, epoll: select.epoll
+) -> None:
+    """Somebody cleared the directory: the death is taken in, and wakes nobody again."""
+    pid = child(lambda: os._exit(5))
+    key = f"{pid}.{start_ticks(pid)}.aa"
+    write(tmp_path, key, [1])
+    watch.greet(Caller(key, os.pidfd_open(pid)))
+    for path in tmp_path.iterdir():
+        path.unlink()
+    ((descriptor, _),) = epoll.poll(10)
+    watch.died(descriptor)
+    os.waitpid(pid, 0)
+    assert (intake.closed, intake.numbers(key)) == ([(key, 5 << 8, False)], [1])
+    assert (epoll.poll(0), watch.followers) == ([], {})
+
+
 def test_exec_closes_both_journals(
     tmp_path: Path, watch: Watch, intake: FakeIntake, epoll: select.epoll
 ) -> None:

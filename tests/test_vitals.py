@@ -426,6 +426,37 @@ def test_py_spy_that_fails_or_hangs(
     assert calls.read_text() == "x\n"
 
 
+def fake_py_spy(directory: Path, output: str) -> str:
+    """A py-spy that says *output*."""
+    (directory / "output").write_text(output)
+    fake = directory / "py-spy"
+    fake.write_text(f"#!/bin/sh\nexec cat {directory}/output\n")
+    fake.chmod(0o700)
+    return str(fake)
+
+
+def dumped(py_spy: str) -> str | None:
+    dump = stack.StackDump(py_spy, os.getpid())
+    wait_for(dump.is_done)
+    return dump.text()
+
+
+def test_stack_of_very_many_threads(tmp_path: Path) -> None:
+    """More than a pipe holds, and than anybody wants to read: the first threads are enough."""
+    threads = "".join(f'Thread {n} (idle): "t"\n    wait (threading.py:{n})\n' for n in range(9999))
+    found = dumped(fake_py_spy(tmp_path, f"Process 1: python etl.py\nPython v3.11.7\n\n{threads}"))
+    assert found is not None
+    assert found.startswith('Thread 0 (idle): "t"\n    wait (threading.py:0)\nThread 1 ')
+
+
+def test_command_line_that_looks_like_a_stack(tmp_path: Path) -> None:
+    """Nothing of it comes with the stack, whatever it says."""
+    command = "python etl.py --name Thread pool --password x"
+    thread = 'Thread 7 (idle): "MainThread"\n    wait (threading.py:327)'
+    output = f"Process 1: {command}\nPython v3.11.7 (/usr/bin/python3)\n\n{thread}\n"
+    assert dumped(fake_py_spy(tmp_path, output)) == thread
+
+
 # --- all of it ------------------------------------------------------------------------------------
 
 

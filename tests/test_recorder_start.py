@@ -19,7 +19,7 @@ from typing import TypeVar
 import pytest
 
 from stagewatch import semconv
-from stagewatch.database import connect
+from stagewatch.database import VERSION, connect
 from stagewatch.exporters.recorder import start, take_in_all
 from stagewatch.exporters.recorder.spawn import recorder_environment
 from stagewatch.history import open_history
@@ -370,6 +370,17 @@ def test_room_that_was_deleted(place: Place) -> None:
     runs = place.closed(2)
     assert runs[job.pid].error_type == "unknown"
     assert not (place.state / "recorder.log").exists()
+
+
+def test_history_that_a_newer_version_took_over(place: Place) -> None:
+    """A recorder that was upgraded under its feet leaves, and so the next is of the new version."""
+    job = place.start("Job().announce(); sys.stdin.readline()")
+    eventually(place.runs)
+    with contextlib.closing(connect(place.state)) as link:
+        link.execute(f"pragma user_version={VERSION + 1}")
+    eventually(lambda: not place.recorders() and not place.recorders(keeper=True))
+    assert "newer stagewatch" in read(place.state / "recorder.log")
+    job.communicate(b"\n", timeout=30)
 
 
 def test_too_few_descriptors(place: Place) -> None:

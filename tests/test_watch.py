@@ -75,6 +75,9 @@ class FakeIntake:
     def is_busy(self) -> bool:
         return False
 
+    def is_outdated(self) -> bool:
+        return False
+
     def stop(self, timeout: float) -> None: ...
 
     def headers(self, environ: dict[str, str]) -> None: ...

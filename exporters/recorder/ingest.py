@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from stagewatch import config, measures, semconv
-from stagewatch.database import WAITING, connect, transaction
+from stagewatch.database import WAITING, connect, is_current, transaction
 from stagewatch.exporters.page import PageReader
 from stagewatch.exporters.recorder import details, increments, notices, rows
 from stagewatch.exporters.recorder.books import (
@@ -182,6 +182,10 @@ class Intake:
             for signal in self._books.signals
             for table in WAITING[signal]
         )
+
+    def is_outdated(self) -> bool:
+        """Whether a newer version has taken over the history: this one can write to it no more."""
+        return not is_current(self._link)
 
     def wake(self) -> None:
         """Send what another intake of this destination has written."""

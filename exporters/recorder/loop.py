@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import select
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +13,8 @@ from stagewatch.config import Settings
 from stagewatch.exporters.recorder.door import Caller, Door
 from stagewatch.exporters.recorder.watch import Intake, Watch, journals
 from stagewatch.safety import guarded
+
+_logger = logging.getLogger(__name__)
 
 _SHORTEST_NAP: Final = 0.1
 _LONGEST_NAP: Final = 0.5
@@ -54,7 +57,7 @@ class Recorder:
             self._attend(self._epoll.poll(min(nap, due) if self._watch.followers else nap))
             now = time.monotonic()
             if now - scanned >= _SCAN_SECONDS:
-                if not self._door.is_in_place():
+                if self._is_out_of_place():
                     break
                 scanned = now
                 self._go_round()
@@ -68,6 +71,14 @@ class Recorder:
             elif self._may_leave(now - busy, settings.recorder_idle):
                 return
         self._watch.read(everything=True)
+
+    def _is_out_of_place(self) -> bool:
+        """Whether it is for another to go on: of the next version, or in the room made anew."""
+        with guarded:
+            if self._intake.is_outdated():
+                _logger.warning("stagewatch: a newer stagewatch uses this history; leaving to it")
+                return True
+        return not self._door.is_in_place()
 
     def _go_round(self) -> None:
         with guarded:

@@ -331,6 +331,21 @@ def test_a_new_recorder_is_no_sign_of_life(tmp_path: Path, intake: Intake, looks
     assert names(tmp_path, job) == ["run stuck", "run resumed"]
 
 
+def test_time_that_nobody_watched_as_a_delta(tmp_path: Path) -> None:
+    """Its point covers just that time."""
+    delta = {**ENVIRONMENT, "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE": "delta"}
+    for intake in scenes.intake(tmp_path, delta):
+        job = Job(intake, tmp_path)
+        job.open()
+        intake.unwatched(job.key, 60.0, START + 90 * SECOND)
+        (point,) = intake._link.execute(
+            "select start, end, value from delta join instrument on instrument.id = instrument "
+            "where name = ?",
+            [semconv.UNWATCHED.name],
+        )
+        assert point == (START + 30 * SECOND, START + 90 * SECOND, 60.0)
+
+
 def test_a_worker_that_dies(tmp_path: Path, intake: Intake, looks: Looks) -> None:
     """Its open stages are closed with that verdict; the run goes on, and ends as it ends."""
     job = Job(intake, tmp_path)

@@ -150,8 +150,9 @@ class Intake:
         if journal is None or journal.process is None or journal.opened is None:
             return
         with self._changing(key):
-            lost = [Increment(semconv.UNWATCHED, (), seconds)]
-            self._books.totals.add(lost, None, self._books.interned.own_resource(), now)
+            lost, since = [Increment(semconv.UNWATCHED, (), seconds)], now - round(seconds * SECOND)
+            resource = self._books.interned.own_resource()
+            self._books.totals.add(lost, None, resource, now, since=since)
             due = notices.of_gap(journal.process.pipeline, seconds, now)
             notices.say(self._books, journal, journal.opened, due, {}, now)
         self.wake()

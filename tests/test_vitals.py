@@ -184,6 +184,16 @@ def test_who_lost_its_parent_is_asked_again() -> None:
         assert proc.parents({process.pid: 1})[process.pid] == 1
 
 
+def test_who_is_no_longer_watched_is_forgotten(page: Page) -> None:
+    """Not everybody's death is seen by a look at the process."""
+    who = process_of(os.getpid())
+    eyes = observer()
+    eyes.look({who: [page.read()]})
+    assert eyes.knows(who)
+    eyes.look({})
+    assert not eyes.knows(who)
+
+
 def test_child_counts_for_its_parent(page: Page) -> None:
     """What a child burns that journals nothing is its parent's; a watched one counts for itself."""
     burning = "sum(range(10**9))"

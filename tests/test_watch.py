@@ -224,6 +224,18 @@ def test_status_that_is_not_ours_to_know() -> None:
             os.close(descriptor)
 
 
+def test_status_that_this_kernel_forgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before Linux 6.15 nobody can be asked about a reaped process: no reason to wait."""
+    monkeypatch.setattr(kernel, "_of_reaped", lambda pidfd: None)
+    waits: list[int] = []
+    monkeypatch.setattr(kernel, "_wait_for_reaping", waits.append)
+    pid = child(lambda: os._exit(3))
+    ticks, pidfd = start_ticks(pid), os.pidfd_open(pid)
+    os.waitpid(pid, 0)
+    assert (kernel.wait_status(pidfd, pid, ticks), waits) == (None, [])
+    os.close(pidfd)
+
+
 def test_pid_given_to_another() -> None:
     """A pid alone names nobody: with other ticks it is another process."""
     ticks = start_ticks()

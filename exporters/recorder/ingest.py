@@ -126,8 +126,10 @@ class Intake:
 
         Nobody would ever close them, and their runs would be active for ever.
         """
-        for key in open_journals(self._link, self._books.destination):
-            if not any(rooms.glob(f"*/{key}.*")):
+        open_keys = open_journals(self._link, self._books.destination)
+        found = {".".join(path.name.split(".", 3)[:3]) for path in rooms.glob("*/*.*.*.*")}
+        for key in open_keys:
+            if key not in found:
                 self.close(key, None, Death())
 
     def tick(self, sightings: Mapping[str, Sighting], now: int) -> None:

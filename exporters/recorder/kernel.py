@@ -66,6 +66,8 @@ def wait_status(pidfd: int, pid: int, ticks: int) -> int | None:
             status = zombie_status(pid, ticks)
         if status is not None:
             return status
+        if tells() and proc.read(pid) is None:  # reaped in between
+            return _of_reaped(pidfd)
         _wait_for_reaping(pidfd)
     return None
 

@@ -121,6 +121,8 @@ class Observer:
         self._looked = now
         if self._reader is None or self._kinship is None:
             return {}
+        for gone in self._known.keys() - watched.keys():
+            self._known.pop(gone).forget_stack()
         for process in watched:
             if process not in self._known:
                 self._known[process] = _Known(Stillness(self._settings.stuck_after))

@@ -283,6 +283,14 @@ def until_still(eyes: Observer, watched: Mapping[Process, list[PageReader]], who
         ),
         pytest.param(f"import os; r, w = os.pipe(); {READY} os.read(r, 1)", "socket", id="pipe"),
         pytest.param(
+            f"import os; terminal, _ = os.openpty(); {READY} os.read(terminal, 1)",
+            "unreadable",
+            id="terminal",
+        ),
+        pytest.param(
+            f"import os; event = os.eventfd(0); {READY} os.read(event, 8)", "unreadable", id="event"
+        ),
+        pytest.param(
             "import threading, os; r, w = os.pipe();"
             f"threading.Thread(target=os.read, args=(r, 1)).start(); {READY}",
             "socket",

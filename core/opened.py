@@ -18,10 +18,10 @@ from stagewatch.exporters.journal import (
     boot_id,
     host_id,
     new_key,
+    oom_kills,
     pid_namespace,
     start_ticks,
 )
-from stagewatch.exporters.recorder import oom
 from stagewatch.measures import uptime
 from stagewatch.recording import Run
 from stagewatch.records import ProcessStarted
@@ -93,5 +93,5 @@ def process_started(opened: Opened) -> ProcessStarted:
         messages=opened.settings.exception_messages,
         spans_elsewhere=opened.elsewhere,
         uptime=uptime(),
-        oom_kills=oom.kills(),
+        oom_kills=oom_kills(),
     )

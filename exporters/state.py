@@ -121,7 +121,9 @@ def place(configured: Path, environ: Mapping[str, str]) -> tuple[Path, Path]:
 def room(state: Path, goal: Destination, namespace: int) -> Path:
     """The directory of one recorder's lock, socket, journals and pages; made if need be."""
     path = state / "rooms" / f"{goal.key}-{namespace}"
-    if not path.is_dir():
+    try:
+        os.utime(path)  # rooms that nobody comes to are deleted
+    except FileNotFoundError:
         path.parent.mkdir(mode=0o700, exist_ok=True)
         path.mkdir(mode=0o700, exist_ok=True)
     return path

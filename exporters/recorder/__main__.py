@@ -91,7 +91,7 @@ def _settle(state: Path) -> None:
         _log_into(state / "recorder.log")
     with guarded, suppress(FileNotFoundError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
-    for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE):
+    for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE, resource.RLIMIT_AS):
         with guarded:
             _, most = resource.getrlimit(limit)
             resource.setrlimit(limit, (most, most))

@@ -181,6 +181,16 @@ def end_recorder(room: Path, timeout: float) -> None:
         os.close(pidfd)
 
 
+def no_room() -> str:
+    """Why a recorder would take memory that the job needs; empty where there is enough."""
+    from stagewatch.exporters.recorder.limits import memory_limit
+
+    limit = memory_limit()
+    if limit is None or limit > _LITTLE_MEMORY:
+        return ""
+    return f"a limit of {limit >> 20} MB of memory leaves no room for a recorder"
+
+
 def _opener() -> int:
     """Pid of the process whose run this one joins: as PID 1 it would inherit our recorder."""
     pid = os.environ.get("STAGEWATCH_RUN", "").split(".", 2)[1:2]
@@ -325,7 +335,8 @@ def _elect(directory: int, room: Path, environ: Mapping[str, str], state: Path) 
                 return False
         from stagewatch.exporters.recorder.spawn import spawn  # most processes need none
 
-        _leave_room_for_the_job()
+        if reason := no_room():
+            raise Alone(reason)
         path = socket_path(room, directory)
         with suppress(FileNotFoundError):
             os.unlink(path)
@@ -339,14 +350,6 @@ def _elect(directory: int, room: Path, environ: Mapping[str, str], state: Path) 
             except OSError as error:
                 raise Alone(f"no recorder can be started ({error.strerror or error})") from error
         return True
-
-
-def _leave_room_for_the_job() -> None:
-    from stagewatch.exporters.recorder.limits import memory_limit
-
-    limit = memory_limit()
-    if limit is not None and limit <= _LITTLE_MEMORY:
-        raise Alone(f"a limit of {limit >> 20} MB of memory leaves no room for a recorder")
 
 
 def _is_locked(alive: int, byte: int) -> bool:

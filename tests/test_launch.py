@@ -360,7 +360,7 @@ def test_killed_parent(start: Start) -> None:
     process.kill()
     process.wait()
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in beside))
-    assert state(start.command_pid()) in "SR"
+    assert state(start.command_pid()) in "SRD"
     start.end()
     (run,) = start.jobs.runs()
     assert (run.pipeline, run.outcome, run.error_type) == ("counting", Outcome.FAILURE, "exit_7")

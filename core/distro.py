@@ -75,16 +75,20 @@ class Configurator:
         if prepared is None:
             return
         import opentelemetry.sdk.trace as sdk
+        from opentelemetry.sdk.resources import Resource
 
         from stagewatch.ids import OwnIds
 
         _spans = SpanWriter(messages=prepared.config.settings.exception_messages)
         # A user's span that a step of the clock falls into would be out of its stage, or negative.
         sdk.time_ns = clock.now  # type: ignore[attr-defined]
+        # Of this SDK a forked child would start threads, to learn what it is; ours records for its
+        # run as its parent does.
+        sdk._get_process_dependent_resource = Resource.get_empty  # type: ignore[attr-defined]
         provider = sdk.TracerProvider(
             resource=_resource(prepared.pipeline.name),
             shutdown_on_exit=False,
-            active_span_processor=PipelineProcessor(_spans.write),
+            active_span_processor=PipelineProcessor(_spans.write, _spans.begin),
             **{"id_generator": OwnIds(), **_customised()},
         )
         trace.set_tracer_provider(provider)
@@ -100,7 +104,7 @@ def open_run() -> None:
         if prepared is None:
             return
         spans, elsewhere = SpanWriter(messages=prepared.config.settings.exception_messages), True
-        provider.add_span_processor(PipelineProcessor(spans.write))
+        provider.add_span_processor(PipelineProcessor(spans.write, spans.begin))
     resource = getattr(provider, "resource", None)
     attributes = dict(resource.attributes) if resource is not None else {}
     journal = lifecycle.open_run(spans, attributes, elsewhere=elsewhere)

@@ -167,6 +167,22 @@ class SpanEnded(Struct, array_like=True, tag="S", frozen=True, gc=False):
     """Attributes, events, links cut off by the SDK's limits."""
 
 
+class SpanStarted(Struct, array_like=True, tag="N", frozen=True, gc=False):
+    """A span that has got a child: should the process die in it, it is closed with this id."""
+
+    name: str
+    trace_id: bytes
+    span_id: bytes
+    parent_span_id: bytes
+    start: int
+    kind: int
+    scope: int
+    """Number of a `ScopeDefined` of this journal."""
+    attributes: Attributes | None
+    """Those it had by then."""
+    trace_state: str = ""
+
+
 class ScopeDefined(Struct, array_like=True, tag="C", frozen=True, gc=False):
     """An instrumentation scope, before its first span."""
 
@@ -260,6 +276,8 @@ class MetricsCollected(Struct, array_like=True, tag="M", frozen=True, gc=False):
     start: int
     end: int
     metrics: list[ForeignMetric]
+    number: int = 0
+    """1, 2, … within the journal; 0: these instruments have no cell in the status page."""
 
 
 class ForeignMetric(Struct, array_like=True, frozen=True, gc=False):
@@ -284,6 +302,18 @@ class ForeignPoint(Struct, array_like=True, frozen=True, gc=False):
     maximum: float | None = None
 
 
+class SeriesDefined(Struct, array_like=True, tag="Y", frozen=True, gc=False):
+    """A cell of the status page for one series of another library's instrument, before its first
+    count."""
+
+    cell: int
+    """Offset in the page."""
+    layout: str
+    """``number`` or ``distribution`` (`stagewatch.exporters.page`)."""
+    metric: ForeignMetric
+    """With one point, at zero."""
+
+
 class LogEmitted(Struct, array_like=True, tag="L", frozen=True, gc=False):
     """A log record, where ``OTEL_LOGS_EXPORTER`` asks for logs."""
 
@@ -305,6 +335,7 @@ Record = (
     | RunExiting
     | StageStarted
     | StageEnded
+    | SpanStarted
     | SpanEnded
     | ScopeDefined
     | TallyDefined
@@ -315,6 +346,7 @@ Record = (
     | NameDefined
     | MetricsCollected
     | LogEmitted
+    | SeriesDefined
 )
 
 encode = msgspec.msgpack.Encoder().encode

@@ -19,6 +19,8 @@ from typing import Final
 import msgspec
 from msgspec import Struct, field
 
+from stagewatch.exporters.journal import pid_namespace
+
 _logger = logging.getLogger(__name__)
 
 SIGNALS: Final = ("traces", "metrics", "logs")
@@ -108,6 +110,12 @@ def state_directory(configured: Path, *, is_default: bool) -> Path:
     if not _is_writable(configured):
         return _elsewhere(configured, "cannot be written")
     return configured
+
+
+def place(configured: Path, environ: Mapping[str, str]) -> tuple[Path, Path]:
+    """State directory and room of this process; made if need be. Raises OSError."""
+    directory = state_directory(configured, is_default="STAGEWATCH_STATE_DIR" not in environ)
+    return directory, room(directory, destination(environ), pid_namespace())
 
 
 def room(state: Path, goal: Destination, namespace: int) -> Path:

@@ -65,6 +65,10 @@ def _record(state: Path, room: Path, listening: int, place: int, deposit: Deposi
     def stop(*_: object) -> None:
         recorder.is_stopped = True
 
+    # Who waits for our end waits for the flush, not for a nap that a signal does not end.
+    woken, wakes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    epoll.register(woken, select.EPOLLIN)
+    signal.set_wakeup_fd(wakes)
     signal.signal(signal.SIGTERM, stop)
     gc.collect()
     gc.freeze()

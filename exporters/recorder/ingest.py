@@ -238,23 +238,23 @@ class Intake:
                     found = gauges(run, seen)
                     resource = opener.metric_resource
                     self._books.totals.add(found, run.opened.pipeline, resource, now)
-                said.append((run, self._say(run, opener, now)))
+                said.append((run, self._say(run, opener)))
         has_news = False
         for run, due in said:
             has_news |= bool(due) or not run.is_announced
             run.is_announced = True
-            run.said.update({(one.name, one.key): now for one in due})
+            run.said.update({(one.name, one.key): run.clock for one in due})
         if has_news and self._sender is not None:
             self._sender.wake(totals=any(due for _, due in said))
 
-    def _say(self, run: UnderWay, opener: Journal, now: int) -> list[Due]:
+    def _say(self, run: UnderWay, opener: Journal) -> list[Due]:
         if not run.is_announced:
             notices.announce(self._books, opener, run.opened)
         due = notices.due(run)
         if due:
             common = notices.circumstances(run)
             for one in due:
-                notices.say(self._books, opener, run.opened, one, common, now)
+                notices.say(self._books, opener, run.opened, one, common, run.clock)
         return due
 
     def _newest(self) -> Collection[UnderWay]:

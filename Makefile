@@ -1,4 +1,5 @@
-# Targets a newcomer needs; `make` alone lists them. Everything lives in .venv, .demo and .bench.
+# Targets a newcomer needs; `make` alone lists them. Everything lives in .venv and other folders
+# with a dot that git ignores.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,7 +16,7 @@ ours := .venv-bench/.installed
 stock := .venv-stock/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup link demo test test-all lint format bench clean
+.PHONY: help setup link demo test test-all lint format faults faults-stock bench clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST)
@@ -71,10 +72,16 @@ $(stock): constraints.txt benchmarks/stock.txt
 	$(call pip,.venv-stock) install -c constraints.txt -r benchmarks/stock.txt
 	touch $@
 
+faults: setup  ## Every way a job can end or hang, in three set-ups, and what is known of it (minutes)
+	$(BIN)/python -m tests.faults $(ARGS)
+
+faults-stock: setup $(stock)  ## The same jobs under the stock SDK
+	$(BIN)/python -m tests.faults --stock $(ARGS)
+
 bench: setup $(ours) $(stock)  ## Measure the numbers of the README (about ten minutes)
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:  ## Remove what was built, measured and cached (the virtual environments stay)
-	rm -rf build dist *.egg-info .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf build dist *.egg-info .demo .bench .faults .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	rm -f $(VENV)/.linked-*
 	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +

@@ -28,6 +28,7 @@ NAMES = (
     "flights",
     "functions",
     "recorder",
+    "watching",
     "reporting",
 )
 MARKS = {True: "✓", False: "✗", None: ""}

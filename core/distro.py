@@ -88,7 +88,7 @@ class Configurator:
         provider = sdk.TracerProvider(
             resource=_resource(prepared.pipeline.name),
             shutdown_on_exit=False,
-            active_span_processor=PipelineProcessor(_spans.write),
+            active_span_processor=PipelineProcessor(_spans.write, _spans.begin),
             **{"id_generator": OwnIds(), **_customised()},
         )
         trace.set_tracer_provider(provider)
@@ -104,7 +104,7 @@ def open_run() -> None:
         if prepared is None:
             return
         spans, elsewhere = SpanWriter(messages=prepared.config.settings.exception_messages), True
-        provider.add_span_processor(PipelineProcessor(spans.write))
+        provider.add_span_processor(PipelineProcessor(spans.write, spans.begin))
     resource = getattr(provider, "resource", None)
     attributes = dict(resource.attributes) if resource is not None else {}
     journal = lifecycle.open_run(spans, attributes, elsewhere=elsewhere)

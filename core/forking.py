@@ -20,7 +20,8 @@ def forked(opened: Opened) -> None:
     # The tracer is the parent's: asking for one takes a lock that another thread may have held.
     tracer = recording.active.tracer if recording.active else None
     recording.stop()
-    opened.spans.detach()
+    if opened.spans is not None:
+        opened.spans.detach()
     _attach(None)
     opened.owner = opened.overhead = 0
     if tracer is None:

@@ -167,6 +167,22 @@ class SpanEnded(Struct, array_like=True, tag="S", frozen=True, gc=False):
     """Attributes, events, links cut off by the SDK's limits."""
 
 
+class SpanStarted(Struct, array_like=True, tag="N", frozen=True, gc=False):
+    """A span that has got a child: should the process die in it, it is closed with this id."""
+
+    name: str
+    trace_id: bytes
+    span_id: bytes
+    parent_span_id: bytes
+    start: int
+    kind: int
+    scope: int
+    """Number of a `ScopeDefined` of this journal."""
+    attributes: Attributes | None
+    """Those it had by then."""
+    trace_state: str = ""
+
+
 class ScopeDefined(Struct, array_like=True, tag="C", frozen=True, gc=False):
     """An instrumentation scope, before its first span."""
 
@@ -319,6 +335,7 @@ Record = (
     | RunExiting
     | StageStarted
     | StageEnded
+    | SpanStarted
     | SpanEnded
     | ScopeDefined
     | TallyDefined

@@ -10,10 +10,12 @@ from opentelemetry.sdk.trace import Event
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link
 
-from stagewatch import redaction
+from stagewatch import clock, redaction
 from stagewatch.exporters.journal import JournalWriter
-from stagewatch.records import Attributes, Record, ScopeDefined, SpanEnded
+from stagewatch.records import Attributes, Record, ScopeDefined, SpanEnded, SpanStarted
 from stagewatch.safety import report
+
+_MOST_BEGUN = 1000
 
 
 class SpanWriter:
@@ -25,16 +27,53 @@ class SpanWriter:
         self._scopes: dict[int, int] = {}
         self._kept: list[InstrumentationScope | None] = []
         """Scopes by their number; kept, so that no id of theirs is given again."""
+        self._since = 0
+        self._begun: set[int] = set()
 
     def attach(self, journal: JournalWriter) -> None:
         """Write to *journal* from now on: the first, or that of a forked child."""
         self._scopes = {}
         self._kept = []
+        self._since = clock.now()
+        self._begun = set()
         self._append = journal.append
 
     def detach(self) -> None:
         """Write nowhere: in a forked child, until it has a journal of its own."""
         self._append = _nowhere
+
+    def begin(self, span: Any) -> None:
+        """Append the beginning of an open span that gets a child, once; never raises.
+
+        What was open before a fork is its own process's to end.
+        """
+        try:
+            start = getattr(span, "_start_time", None)
+            if start is None or start < self._since or span._end_time is not None:
+                return
+            trace_id, span_id, _, _, state, _ = span._context
+            if span_id in self._begun:
+                return
+            if len(self._begun) >= _MOST_BEGUN:  # said again is harmless
+                self._begun.clear()
+            self._begun.add(span_id)
+            scope = self._scopes.get(id(span._instrumentation_scope))
+            if scope is None:
+                scope = self._define(span._instrumentation_scope)
+            record = SpanStarted(
+                span._name,
+                trace_id.to_bytes(16, "big"),
+                span_id.to_bytes(8, "big"),
+                b"" if span._parent is None else span._parent[1].to_bytes(8, "big"),
+                start,
+                span._kind._value_,
+                scope,
+                plain(clean(span._attributes, messages=self._messages)),
+                state.to_header() if state._dict else "",
+            )
+            self._append(record)
+        except Exception as error:
+            report(error)
 
     def write(self, span: Any) -> None:
         """Append one ended `ReadableSpan`; never raises."""

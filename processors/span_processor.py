@@ -7,6 +7,7 @@ from typing import Any
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, SynchronousMultiSpanProcessor
+from opentelemetry.trace import get_current_span
 
 from stagewatch import operations, safety
 
@@ -19,11 +20,16 @@ class PipelineProcessor(SynchronousMultiSpanProcessor):
     span, one 1.2.
     """
 
-    def __init__(self, write: Callable[[Any], None]) -> None:
-        """*write* is guarded: the SDK lets a processor's error reach the user's code
-        (opentelemetry-python 5624)."""
+    def __init__(
+        self, write: Callable[[Any], None], begin: Callable[[Any], None] | None = None
+    ) -> None:
+        """*begin* gets a span when it gets a child. Both are guarded: the SDK lets a processor's
+        error reach the user's code (opentelemetry-python 5624)."""
         super().__init__()  # type: ignore[no-untyped-call]
         self._write = write
+        self._begin = begin
+        self._parent = 0
+        """Id of the span that got a child last."""
         self.on_end = write  # type: ignore[assignment, method-assign]  # as long as it is alone
 
     def add_span_processor(self, span_processor: SpanProcessor) -> None:
@@ -37,6 +43,10 @@ class PipelineProcessor(SynchronousMultiSpanProcessor):
                 operations.child_started(span.parent)
             except Exception as error:
                 safety.report(error)
+        parent = span._parent
+        if parent is not None and parent[1] != self._parent and self._begin is not None:
+            self._parent = parent[1]
+            self._begin(get_current_span(parent_context))
         for processor in self._span_processors:
             processor.on_start(span, parent_context=parent_context)
 

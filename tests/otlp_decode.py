@@ -39,6 +39,8 @@ class ReceivedSpan:
     span: Any
     resource: dict[str, Any]
     scope: str
+    time: float = 0.0
+    """Seconds since the epoch at arrival."""
 
     @property
     def name(self) -> str:
@@ -129,13 +131,13 @@ def _value(value: AnyValue) -> Any:
     return getattr(value, kind)
 
 
-def spans_of(body: bytes) -> Iterator[ReceivedSpan]:
-    """Every span of an `ExportTraceServiceRequest`."""
+def spans_of(body: bytes, time: float = 0.0) -> Iterator[ReceivedSpan]:
+    """Every span of an `ExportTraceServiceRequest` that came in at *time*."""
     for group in ExportTraceServiceRequest.FromString(body).resource_spans:
         resource = plain(group.resource.attributes)
         for scoped in group.scope_spans:
             for span in scoped.spans:
-                yield ReceivedSpan(span, resource, scoped.scope.name)
+                yield ReceivedSpan(span, resource, scoped.scope.name, time)
 
 
 def metric_points_of(body: bytes) -> Iterator[MetricPoint]:

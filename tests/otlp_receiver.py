@@ -169,7 +169,7 @@ class OtlpReceiver:
         if request.status != 200:
             return
         if request.signal == "traces":
-            self.spans.extend(spans_of(request.body))
+            self.spans.extend(spans_of(request.body, request.time))
         elif request.signal == "metrics":
             self.metric_points.extend(metric_points_of(request.body))
         else:

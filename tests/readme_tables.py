@@ -1,4 +1,4 @@
-"""The tables of README.md that follow from the code: run this file to renew them."""
+"""Tables of README.md that follow from the code: `python -m tests.readme_tables` renews them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from stagewatch import semconv
 from stagewatch.config import parameters
+from tests.faults.rows import ROWS, STOCK_MEASURED
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -33,7 +34,14 @@ def metrics() -> str:
     )
 
 
-TABLES = {"settings": settings, "metrics": metrics}
+def faults() -> str:
+    """One row per row of the fault matrix."""
+    rows = [f"| {row.name} | {row.sees} | {row.stock} |" for row in ROWS]
+    heads = ("when", "what you see", f"stock SDK, {STOCK_MEASURED}")
+    return "\n".join([f"| {' | '.join(heads)} |", "|---|---|---|", *rows])
+
+
+TABLES = {"settings": settings, "metrics": metrics, "faults": faults}
 
 
 def renewed(text: str) -> str:

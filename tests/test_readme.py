@@ -1,4 +1,4 @@
-"""What README.md says of settings and metrics is what the code has."""
+"""What README.md says of settings, metrics and faults is what the code has."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from tests.readme_tables import README, renewed
 
 
 def test_tables_are_current() -> None:
-    """``python tests/readme_tables.py`` renews them."""
+    """``python -m tests.readme_tables`` renews them."""
     text = README.read_text()
     assert text == renewed(text)
 

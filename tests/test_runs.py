@@ -59,6 +59,37 @@ def test_exception_is_described(jobs: Jobs) -> None:
     assert run.error_message == "could not convert string to float: ?"
 
 
+def test_open_spans_leave_no_orphans(jobs: Jobs) -> None:
+    """A user's span that was open when the process was killed is closed with the id it had; one
+    that a forked child inherited is its parent's to end."""
+    jobs.run(
+        """
+        import os, signal, stagewatch
+        from opentelemetry import trace
+
+        span = trace.get_tracer("mine").start_as_current_span
+        with stagewatch.stage("load"), span("outer"), span("inner", attributes={"n": 1}):
+            if (child := os.fork()) == 0:
+                with span("child"), span("grandchild"):
+                    pass
+                os._exit(0)
+            os.waitpid(child, 0)
+            with span("ended"):
+                pass
+            os.kill(os.getpid(), signal.SIGKILL)
+        """
+    )
+    (run,) = jobs.runs()
+    inner = {"inner": [{"child": [{"grandchild": []}]}, {"ended": []}]}
+    assert jobs.tree(run) == [{"load": [{"outer": [inner]}]}]
+    with jobs.history() as history:
+        spans = {span.name: span for span in history.spans(run.run_id)}
+    assert len(spans) == 7
+    assert spans["inner"].attributes == {"n": 1, "error.type": "killed"}
+    assert spans["inner"].failed
+    assert spans["ended"].end <= spans["inner"].end == spans["outer"].end
+
+
 def test_exec_goes_on_with_the_run(jobs: Jobs) -> None:
     """After exec it is the same run, and its outcome is that of the second program."""
     second = jobs.script("import sys; sys.exit(5)", "second.py")

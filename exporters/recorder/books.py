@@ -20,6 +20,7 @@ from stagewatch.records import (
     RunExiting,
     RunStarted,
     SeriesDefined,
+    SpanStarted,
     StageEnded,
     StageStarted,
     TallyDefined,
@@ -66,6 +67,8 @@ class Journal(Struct):
     """Number and end (ns) of the last batch of metrics."""
     names: dict[int, str] = field(default_factory=dict)
     """Of operations, by the number that the status page shows."""
+    begun: dict[bytes, SpanStarted] = field(default_factory=dict)
+    """Spans with children that have not ended, but for stages and the run."""
 
 
 class Batch:

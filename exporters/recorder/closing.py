@@ -16,11 +16,12 @@ from stagewatch.records import (
     RunExiting,
     RunStarted,
     SpanEnded,
+    SpanStarted,
     StageEnded,
     StageStarted,
 )
 
-_OK, _ERROR = 1, 2
+_UNSET, _OK, _ERROR = 0, 1, 2
 _RECORDS_IN, _RECORDS_OUT = 1, 2  # bits of a cell's `counted`
 
 
@@ -85,6 +86,26 @@ def stage_span(started: StageStarted, ended: StageEnded, pipeline: str) -> SpanE
         None,
         0,
         _known(attributes),
+    )
+
+
+def user_span(started: SpanStarted, verdict: Verdict, end: int) -> SpanEnded:
+    """A span that was open when its process died, under the id that its children know."""
+    failed = verdict.outcome in FAILED
+    cause = {semconv.ERROR_TYPE: verdict.error_type} if verdict.error_type else {}
+    return SpanEnded(
+        started.name,
+        started.trace_id,
+        started.span_id,
+        started.parent_span_id,
+        started.start,
+        max(end, started.start),
+        started.kind,
+        _ERROR if failed else _UNSET,
+        None,
+        started.scope,
+        {**(started.attributes or {}), **cause} or None,
+        trace_state=started.trace_state,
     )
 
 

@@ -26,7 +26,7 @@ from stagewatch.exporters.recorder.books import (
 from stagewatch.exporters.recorder.increments import Increment
 from stagewatch.exporters.recorder.live import UnderWay
 from stagewatch.exporters.recorder.outcome import Death, Verdict, judge
-from stagewatch.exporters.recorder.taking import count_stage
+from stagewatch.exporters.recorder.taking import count_stage, take_span
 from stagewatch.exporters.recorder.tracking import ProcessSeen
 from stagewatch.exporters.recorder.vitals import Vitals
 from stagewatch.exporters.recorder.whereabouts import Place, place, stage_cell
@@ -83,6 +83,9 @@ def end_process(
         _end_stage(
             books, journal, process, stage, page, verdict, stages_end, vitals, watched, batch
         )
+    for begun in list(journal.begun.values()):
+        span = closing.user_span(begun, verdict, stages_end)
+        take_span(books, journal, process, span, batch)
     if page is not None:
         _take_cells(books, journal, process, page, batch)
         _take_series(books, journal, process, page, stages_end, batch)
@@ -130,8 +133,9 @@ def _note_death(
         return  # it went on by exec: this is the run's own end
     due = notices.of_death(key, process.pid, opener.opened.pipeline, verdict)
     around = notices.circumstances(seen.run) if seen.run is not None else {}
-    at = death.at or time.time_ns()
-    notices.say(books, opener, opener.opened, due, {**around, **notices.of_place(last)}, at)
+    started = opener.opened
+    at = measures.moment(death.at or time.time_ns(), death.uptime, started.start, started.uptime)
+    notices.say(books, opener, started, due, {**around, **notices.of_place(last)}, at)
 
 
 def _take_cells(

@@ -32,6 +32,7 @@ from stagewatch.records import (
     ScopeDefined,
     SeriesDefined,
     SpanEnded,
+    SpanStarted,
     StageEnded,
     StageStarted,
     TallyDefined,
@@ -53,7 +54,7 @@ def take(books: Books, journal: Journal, record: Record, batch: Batch) -> None:
             batch.drop("orphan")
         return
     if type(record) is SpanEnded:
-        _take_span(books, journal, journal.process, record, batch)
+        take_span(books, journal, journal.process, record, batch)
         return
     match record:
         case OperationEnded():
@@ -86,6 +87,11 @@ def take(books: Books, journal: Journal, record: Record, batch: Batch) -> None:
         case RunExiting():
             journal.exiting = record
             journal.seen = max(journal.seen, record.end)
+        case SpanStarted():
+            is_run = journal.opened is not None and record.span_id == journal.opened.span_id
+            if not is_run and record.span_id not in journal.stages:
+                journal.begun[record.span_id] = record
+                journal.seen = max(journal.seen, record.start)
         case StageStarted():
             journal.stages[record.span_id] = OpenStage(record)
             journal.seen = max(journal.seen, record.start)
@@ -153,10 +159,13 @@ def _open_run(
         batch.found += increments.increments(record)
 
 
-def _take_span(
+def take_span(
     books: Books, journal: Journal, process: ProcessStarted, span: SpanEnded, batch: Batch
 ) -> None:
+    """Add a span that is over, and is no longer open."""
     # Most records are spans, and what this costs is most of what the intake costs.
+    if span.span_id in journal.begun:
+        del journal.begun[span.span_id]
     scope, name = journal.scopes.get(span.scope) or (books.interned.scope("", None, None), "")
     if span.span_id in journal.stages:
         stage = journal.stages[span.span_id]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _EPILOG = """\
 start here:
   opentelemetry-instrument python etl.py   run your job; nothing in it has to change
+  stagewatch run -- ./nightly.sh           or any other command: shell scripts, dbt, spark-submit
   stagewatch report                        its last runs
   stagewatch show last                     the newest run: span tree, stages, datasets, error
   stagewatch watch                         what runs now, every second
@@ -40,6 +41,25 @@ examples:
 Exit status: 0 all is well, 1 trouble, 2 the command was not understood.
 """
 _NOTHING_YET = "; nothing ran yet"
+
+
+_RUN_EPILOG = """\
+A Python command goes through opentelemetry-instrument, if its Python has stagewatch installed:
+
+  stagewatch run -- python etl.py
+  stagewatch run -- python -m warehouse.load --full
+
+Of any other command there are outcome, duration, CPU, memory and lateness, and what it starts
+under opentelemetry-instrument joins its run. Its pipeline is named after the script or the
+command, unless STAGEWATCH_PIPELINE or `match: {script: …}` in stagewatch.yaml says otherwise:
+
+  stagewatch run -- ./nightly.sh
+  STAGEWATCH_PIPELINE=models stagewatch run -- dbt build
+
+Exit status: the command's; 127 it was not found, 126 it cannot be run, 2 there is none. As PID 1 of
+a container 128 + N where signal N ended it; there orphans are reaped, and what is pending is sent
+before the end (STAGEWATCH_EXIT_WAIT).
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,6 +112,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(run=None)
     parser.add_argument("--version", action="store_true", help="print the version")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    run = commands.add_parser(
+        "run",
+        help="run any command as a run of its own",
+        usage="stagewatch run [--] COMMAND [ARGUMENT ...]",
+        description="Runs a command and ends as it does: same exit code, same signal, same input "
+        "and output.",
+        epilog=_RUN_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    run.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    run.set_defaults(run=_run)
 
     report = commands.add_parser(
         "report",
@@ -175,6 +207,12 @@ def _seconds(text: str) -> float:
 
 
 # --- commands ---------------------------------------------------------------------------------
+
+
+def _run(options: argparse.Namespace) -> int:
+    from stagewatch import launch
+
+    return launch.main(options.command)
 
 
 def _report(options: argparse.Namespace) -> int:

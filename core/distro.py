@@ -75,12 +75,16 @@ class Configurator:
         if prepared is None:
             return
         import opentelemetry.sdk.trace as sdk
+        from opentelemetry.sdk.resources import Resource
 
         from stagewatch.ids import OwnIds
 
         _spans = SpanWriter(messages=prepared.config.settings.exception_messages)
         # A user's span that a step of the clock falls into would be out of its stage, or negative.
         sdk.time_ns = clock.now  # type: ignore[attr-defined]
+        # Of this SDK a forked child would start threads, to learn what it is; ours records for its
+        # run as its parent does.
+        sdk._get_process_dependent_resource = Resource.get_empty  # type: ignore[attr-defined]
         provider = sdk.TracerProvider(
             resource=_resource(prepared.pipeline.name),
             shutdown_on_exit=False,

@@ -10,7 +10,6 @@ import time
 
 from stagewatch import clock, failures, redaction, safety
 from stagewatch.config import Settings
-from stagewatch.exporters import metrics
 from stagewatch.exporters.page import Words
 from stagewatch.exporters.recorder import start as recorder_start
 from stagewatch.exporters.spans import plain
@@ -23,8 +22,6 @@ from stagewatch.records import RunExiting
 def exiting(opened: Opened) -> None:
     """Last of all exit handlers, for it was registered first."""
     began = time.thread_time_ns()
-    if metrics.installed is not None:
-        metrics.installed.collect()
     is_owner = opened.owner == os.getpid()
     with safety.guarded:
         if is_owner:

@@ -3,26 +3,44 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 
 from stagewatch import recording, safety, tracing
+from stagewatch.exporters import logs, metrics
+from stagewatch.exporters.journal import JournalWriter
 from stagewatch.exporters.recorder import start as recorder_start
-from stagewatch.opened import Opened, new_journal, process_started, record
+from stagewatch.opened import Opened, process_started, record
 
 
 @safety.guarded
 def forked(opened: Opened) -> None:
-    """In the child: a page and a journal of its own, and nothing of what the parent counted."""
+    """In the child: page and journal of its own from the first record on, and nothing of what the
+    parent counted."""
     # Should the next lines fail, the child records nothing: the parent's journal is not its own.
     # The tracer is the parent's: asking for one takes a lock that another thread may have held.
     tracer = recording.active.tracer if recording.active else None
     recording.stop()
-    opened.spans.detach()
+    if opened.spans is not None:
+        opened.spans.detach()
+    _attach(None)
     opened.owner = opened.overhead = 0
     if tracer is None:
         return
-    opened.journal = new_journal(opened.room, opened.settings)
-    opened.journal.append(process_started(opened))
-    recorder_start.introduce(opened.room, opened.journal.key, os.environ)
+    # Most forked children are about to exec, and never need either.
+    opened.journal = opened.journal.of_child(partial(_introduce, opened))
     record(opened, tracer)
+    _attach(opened.journal)
     if not isinstance(tracing.innermost.get(), tracing.OpenStage):
         tracing.innermost.set(recording.active)
+
+
+def _introduce(opened: Opened) -> None:
+    """The child has something to say."""
+    opened.journal.append(process_started(opened))
+    recorder_start.introduce(opened.room, opened.journal.key, os.environ)
+
+
+def _attach(journal: JournalWriter | None) -> None:
+    logs.attach(journal)
+    if metrics.installed is not None:
+        metrics.installed.attach(journal)

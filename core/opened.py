@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 from opentelemetry.trace import Span, Tracer
@@ -18,14 +18,16 @@ from stagewatch.exporters.journal import (
     boot_id,
     host_id,
     new_key,
+    oom_kills,
     pid_namespace,
     start_ticks,
 )
-from stagewatch.exporters.recorder import oom
-from stagewatch.exporters.spans import SpanWriter
 from stagewatch.measures import uptime
 from stagewatch.recording import Run
 from stagewatch.records import ProcessStarted
+
+if TYPE_CHECKING:
+    from stagewatch.exporters.spans import SpanWriter
 
 
 class Opened(Struct):
@@ -34,7 +36,8 @@ class Opened(Struct):
     run: Run
     settings: Settings
     journal: JournalWriter
-    spans: SpanWriter
+    spans: SpanWriter | None
+    """None where no SDK is there to end any."""
     state_directory: Path
     room: Path
     resource: dict[str, Any]
@@ -44,6 +47,8 @@ class Opened(Struct):
     """Pid of the process that says how the run ended; 0 if it is another one."""
     ships_itself: bool
     elsewhere: bool
+    alone: str = ""
+    """Why no recorder can be had, where that is so."""
     overhead: int = 0
     """Nanoseconds of CPU that our start took."""
     cpu_before: float = 0.0
@@ -62,7 +67,8 @@ def new_journal(room: Path, settings: Settings) -> JournalWriter:
 
 def record(opened: Opened, tracer: Tracer) -> None:
     """Record spans, stages and operations into the journal from now on."""
-    opened.spans.attach(opened.journal)
+    if opened.spans is not None:
+        opened.spans.attach(opened.journal)
     recording.start(opened.journal, opened.run, tracer, opened.settings.span_threshold)
 
 
@@ -87,5 +93,5 @@ def process_started(opened: Opened) -> ProcessStarted:
         messages=opened.settings.exception_messages,
         spans_elsewhere=opened.elsewhere,
         uptime=uptime(),
-        oom_kills=oom.kills(),
+        oom_kills=oom_kills(),
     )

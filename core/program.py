@@ -48,6 +48,36 @@ def program(orig_argv: Sequence[str]) -> Program:
     return Program()
 
 
+_SHELLS = {"sh", "ash", "bash", "dash", "ksh", "zsh"}
+
+
+def command(arguments: Sequence[str], path: str | None) -> Program:
+    """What a command line runs: Python's script or module, a shell's script, else the command.
+
+    *path*: where the command is, None if nowhere.
+    """
+    name = os.path.basename(arguments[0])
+    if name.startswith("python"):
+        return program(arguments)
+    script = _shell_script(arguments) if name in _SHELLS else None
+    return Program(script=script or path or arguments[0])
+
+
+def _shell_script(arguments: Sequence[str]) -> str | None:
+    rest = list(arguments[1:])
+    while rest:
+        option = rest.pop(0)
+        if option[:1] not in ("-", "+"):
+            return option
+        if option == "--":
+            return rest[0] if rest else None
+        if option[:2] != "--" and "c" in option:
+            return None
+        if option[:2] != "--" and option.endswith("o"):
+            rest = rest[1:]
+    return None
+
+
 def _is_flags(argument: str) -> bool:
     return argument.startswith("-") and not argument.startswith("--") and argument[1:].isalpha()
 

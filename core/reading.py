@@ -17,6 +17,7 @@ from stagewatch.safety import guarded
 PATIENCE: Final = 2.0
 """Seconds that recorders get to take in their journals before the history is read as it is."""
 _LAST_SECONDS: Final = 0.5
+_NAP_SECONDS: Final = 0.02
 
 
 class Place(Struct, frozen=True):
@@ -68,14 +69,19 @@ def take_in(state: Path) -> bool:
 
 
 def _take_in(state: Path, room: Path, until: float) -> bool:
-    if has_living_recorder(room) and ask_to_take_in(room, max(until - time.monotonic(), 0.05)):
-        return True
-    if not has_living_recorder(room):  # nor one that has died or left meanwhile
-        if not has_journals(room):
+    while True:
+        left = until - time.monotonic()
+        if has_living_recorder(room):
+            if ask_to_take_in(room, max(left, _LAST_SECONDS)):
+                return True
+        elif not has_journals(room):
             return True
-        from stagewatch.exporters.recorder import take_in_all
+        else:
+            from stagewatch.exporters.recorder import take_in_all
 
-        if take_in_all(state, room):
-            return True
-    # One that was just starting may be up by now.
-    return not has_living_recorder(room) or ask_to_take_in(room, _LAST_SECONDS)
+            # Where nobody can, nobody will answer later either.
+            if take_in_all(state, room) or not has_living_recorder(room):
+                return True
+        if left <= 0:
+            return False
+        time.sleep(_NAP_SECONDS)  # one that is just coming or leaving does so in moments

@@ -300,7 +300,6 @@ class Recording:
         self._operations_of: dict[str, dict[str, OperationTally]] = {"": self.operations}
         self.folded: dict[str, StageTally] = {}
         self.without_stage = Counts()
-        self.run_cell = sink.run_cell()
         self.recording = self
 
     def operations_of(self, stage: str) -> dict[str, OperationTally]:
@@ -339,7 +338,9 @@ class Recording:
         with self.lock:
             own = self.without_stage
             own.add(*counts)
-            self.run_cell.store(*own.fields())
+            cell = self.sink.run_cell()
+            if cell is not None:
+                cell.store(*own.fields())
 
 
 active: Recording | None = None

@@ -276,6 +276,8 @@ class MetricsCollected(Struct, array_like=True, tag="M", frozen=True, gc=False):
     start: int
     end: int
     metrics: list[ForeignMetric]
+    number: int = 0
+    """1, 2, … within the journal; 0: these instruments have no cell in the status page."""
 
 
 class ForeignMetric(Struct, array_like=True, frozen=True, gc=False):
@@ -298,6 +300,18 @@ class ForeignPoint(Struct, array_like=True, frozen=True, gc=False):
     bounds: list[float] | None = None
     minimum: float | None = None
     maximum: float | None = None
+
+
+class SeriesDefined(Struct, array_like=True, tag="Y", frozen=True, gc=False):
+    """A cell of the status page for one series of another library's instrument, before its first
+    count."""
+
+    cell: int
+    """Offset in the page."""
+    layout: str
+    """``number`` or ``distribution`` (`stagewatch.exporters.page`)."""
+    metric: ForeignMetric
+    """With one point, at zero."""
 
 
 class LogEmitted(Struct, array_like=True, tag="L", frozen=True, gc=False):
@@ -332,6 +346,7 @@ Record = (
     | NameDefined
     | MetricsCollected
     | LogEmitted
+    | SeriesDefined
 )
 
 encode = msgspec.msgpack.Encoder().encode

@@ -56,7 +56,7 @@ def no_keys(seconds: float) -> bool:
 @contextmanager
 def _keys() -> Iterator[Pause]:
     """Single keys instead of lines, and no echo, as long as it lasts."""
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         yield no_keys
         return
     import termios

@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from msgspec import Struct
@@ -16,7 +15,7 @@ from opentelemetry.propagators._envcarrier import EnvironmentGetter, Environment
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from stagewatch import clock, program
-from stagewatch.config import Config, load_or_default
+from stagewatch.config import Config, is_disabled, load_or_default
 from stagewatch.exporters.journal import start_ticks
 from stagewatch.exporters.page import PageReader
 from stagewatch.model import Pipeline
@@ -39,11 +38,14 @@ class Prepared(Struct, frozen=True):
 _prepared: Prepared | None = None
 
 
-def prepare() -> Prepared | None:
-    """Read configuration and surroundings, once. None: this process is no part of any run."""
+def prepare(what: program.Program | None = None) -> Prepared | None:
+    """Read configuration and surroundings, once. None: this process is no part of any run.
+
+    *what* this process is about to run, if that is not what Python was told to.
+    """
     global _prepared
-    if _prepared is None and not _is_disabled(os.environ):
-        what = program.program(sys.orig_argv)
+    if _prepared is None and not is_disabled(os.environ):
+        what = what or program.program(sys.orig_argv)
         if what.is_helper:
             return None
         config, fault = load_or_default(os.environ, _working_directory())
@@ -70,10 +72,6 @@ def _working_directory() -> Path:
         return Path.cwd()
     except OSError:  # it was removed: no reason not to run
         return Path("/")
-
-
-def _is_disabled(environ: Mapping[str, str]) -> bool:
-    return environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
 
 
 def surroundings(room: Path, parent: program.ParentRun | None) -> otel_context.Context:

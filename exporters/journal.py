@@ -20,6 +20,7 @@ from typing import Final
 from stagewatch.exporters.memory import Memory
 from stagewatch.exporters.page import Cell, PageWriter, ThreadSlot, Words
 from stagewatch.records import Record, encode
+from stagewatch.safety import report
 
 FRAME: Final = Struct("=II")
 ROLLED: Final = 0xFFFFFFFF
@@ -29,6 +30,8 @@ LAST_SEGMENT: Final = 1 << 22
 _PIDFD_GET_PID_NAMESPACE: Final = 0xFF05
 """``_IO(0xFF, 5)``, since Linux 6.11."""
 _RETRY_SECONDS: Final = 1.0
+VMSTAT: Final = "/proc/vmstat"
+"""Counts the kills of the whole machine."""
 
 
 def segment_path(directory: Path, key: str, number: int) -> Path:
@@ -99,6 +102,63 @@ def boot_id() -> str:
         return ""
 
 
+def oom_kills(pid: int | str = "self") -> dict[str, int]:
+    """The counter that rises when *pid* is killed for want of memory, by the file it stands in.
+
+    Empty where there is none. Its cgroup's; the machine's only where no cgroup's can be read.
+    """
+    for path in (*oom_counters(_content(f"/proc/{pid}/cgroup")), VMSTAT):
+        count = oom_count(path)
+        if count is not None:
+            return {path: count}
+    return {}
+
+
+def oom_count(path: str) -> int | None:
+    """``oom_kill`` in a file of a cgroup, or in ``vmstat``; None if it is not there."""
+    for line in _content(path).splitlines():
+        if line.startswith(b"oom_kill "):
+            return int(line[9:])
+    return None
+
+
+def oom_counters(cgroups: bytes, mount: str = "/sys/fs/cgroup") -> Iterator[str]:
+    """Files that may count, the best first. *cgroups*: ``/proc/PID/cgroup``.
+
+    A kill counts for the cgroup of the victim itself, in version 1 and 2.
+    """
+    lines = [line.split(":", 2) for line in os.fsdecode(cgroups).splitlines() if ":/" in line]
+    for _, controllers, path in lines:
+        if "memory" in controllers.split(","):
+            # A container sees its own cgroup as the root, under a name of the host's.
+            for place in dict.fromkeys((path.rstrip("/"), "")):
+                yield f"{mount}/memory{place}/memory.oom_control"
+    for _, controllers, path in lines:
+        if not controllers:
+            place = path.rstrip("/")
+            while True:  # the next above where memory is accounted for
+                yield f"{mount}{place}/memory.events.local"
+                yield f"{mount}{place}/memory.events"
+                if not place:
+                    break
+                place = place.rpartition("/")[0]
+
+
+def _content(path: str) -> bytes:
+    """Of a small file; empty if it cannot be read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        chunks = iter(lambda: os.read(descriptor, 1 << 14), b"")  # /proc gives a page at a time
+        return b"".join(chunks)
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)
+
+
 def new_key() -> str:
     """``PID.TICKS.RANDOM``: never given twice, unlike a pid or an inode."""
     return f"{os.getpid()}.{start_ticks()}.{os.urandom(4).hex()}"
@@ -110,20 +170,21 @@ class JournalWriter:
     `append` never raises for want of space: what does not fit is counted in the page.
     """
 
+    key: str
+    page: PageWriter
+
     def __init__(
-        self, directory: Path, key: str, *, max_bytes: int, copy_on_write: bool = False
+        self,
+        directory: Path,
+        key: str | None,
+        *,
+        max_bytes: int,
+        copy_on_write: bool = False,
+        opening: Callable[[], None] | None = None,
     ) -> None:
-        self.key = key
         self.directory = directory
         # Re-entrant: a signal handler or a finalizer of the user's may record while we do.
         self.lock = threading.RLock()
-        self.page = PageWriter(
-            page_path(directory, key),
-            int(key.split(".")[1]),
-            pid_namespace(),
-            copy_on_write=copy_on_write,
-        )
-        self._position_word = self.page.position
         self._max_bytes = max_bytes
         self._copy_on_write = copy_on_write
         self._segments: list[tuple[Path, int]] = []
@@ -135,10 +196,47 @@ class JournalWriter:
         self._depth = 0
         self._retired: list[Memory] = []
         self._number = 0
+        self._limit = self._at = 0
+        self._is_open = False
+        self._opening = opening
+        if key is not None:
+            self._open(key)
+
+    def of_child(self, opening: Callable[[], None]) -> JournalWriter:
+        """One like this for a forked child, which may never write anything: it is made when there
+        is something to write, and *opening* is called then."""
+        return JournalWriter(
+            self.directory,
+            None,
+            max_bytes=self._max_bytes,
+            copy_on_write=self._copy_on_write,
+            opening=opening,
+        )
+
+    def _open(self, key: str) -> None:
+        self.key = key
+        self.page = PageWriter(
+            page_path(self.directory, key),
+            int(key.split(".")[1]),
+            pid_namespace(),
+            copy_on_write=self._copy_on_write,
+        )
+        self._position_word = self.page.position
         self._memory = self._new_segment(0, _capacity(0, 0))
         self._buffer = self._memory.buffer
         self._limit = self._memory.size - FRAME.size
-        self._at = 0
+        self._is_open = True
+
+    def _is_ready(self) -> bool:
+        """Open it, if that has not been tried; False if it could not be."""
+        if self._opening is not None:
+            opening, self._opening = self._opening, None
+            try:
+                self._open(new_key())
+                opening()
+            except Exception as error:
+                report(error)
+        return self._is_open
 
     def append(self, record: Record) -> None:
         """Write one record; it is in the kernel's hands when this returns."""
@@ -192,28 +290,32 @@ class JournalWriter:
     def drop(self, reason: int) -> None:
         """Count a record that is lost: one of `Words`' ``DROPPED_…``."""
         with self.lock:
-            self._dropped[reason] += 1
-            self.page.set(reason, self._dropped[reason])
+            if self._is_ready():
+                self._dropped[reason] += 1
+                self.page.set(reason, self._dropped[reason])
 
     def cell(self, kind: str) -> Cell | None:
         """See `PageWriter.cell`."""
         with self.lock:
-            return self.page.cell(kind)
+            return self.page.cell(kind) if self._is_ready() else None
 
     def release(self, cell: Cell) -> None:
         """See `PageWriter.release`."""
         self.page.release(cell)
 
-    def run_cell(self) -> Cell:
+    def run_cell(self) -> Cell | None:
         """Counters of what belongs to no stage."""
-        return self.page.run
+        with self.lock:
+            return self.page.run if self._is_ready() else None
 
     def thread_slot(self) -> ThreadSlot | None:
         """See `PageWriter.thread_slot`."""
         with self.lock:
-            return self.page.thread_slot(threading.get_ident())
+            return self.page.thread_slot(threading.get_ident()) if self._is_ready() else None
 
     def _make_room(self, size: int) -> bool:
+        if not self._is_open:
+            return self._is_ready()
         now = time.monotonic()
         if self._is_rolling or now < self._refused_until:
             self.drop(self._refusal)

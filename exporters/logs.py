@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,15 @@ from stagewatch.safety import guarded
 
 _FIRST_SCOPE = 1 << 16
 """Scopes of logs and of spans are numbered apart."""
+_journal: JournalWriter | None = None
+_scopes: dict[tuple[str, str | None], int] = {}
+
+
+def attach(journal: JournalWriter | None) -> None:
+    """Write to *journal* from now on: the first, or that of a forked child; None: nowhere."""
+    global _journal
+    _journal = journal
+    _scopes.clear()
 
 
 def install(
@@ -33,23 +41,22 @@ def install(
     from opentelemetry import _logs as api
     from opentelemetry.sdk._logs import LoggerProvider, LoggingHandler, LogRecordProcessor
 
-    pid = os.getpid()
-    scopes: dict[tuple[str, str | None], int] = {}
+    attach(journal)
 
     class JournalProcessor(LogRecordProcessor):  # here, because the SDK's logs are imported late
         @guarded
         def on_emit(self, log_record: Any) -> None:
-            if os.getpid() != pid:
+            if _journal is None:
                 return
             scope = log_record.instrumentation_scope
             key = (scope.name if scope else "", scope.version if scope else None)
-            number = scopes.get(key)
+            number = _scopes.get(key)
             if number is None:
-                number = scopes[key] = _FIRST_SCOPE + len(scopes)
-                journal.append(ScopeDefined(number, key[0], key[1], None))
+                number = _scopes[key] = _FIRST_SCOPE + len(_scopes)
+                _journal.append(ScopeDefined(number, key[0], key[1], None))
             record = log_record.log_record
             severity = record.severity_number
-            journal.append(
+            _journal.append(
                 LogEmitted(
                     record.timestamp or record.observed_timestamp or 0,
                     record.observed_timestamp or 0,

@@ -1,22 +1,20 @@
-"""Other libraries' metrics: read as deltas and written to the journal.
+"""Other libraries' metrics: their instruments are the SDK's, what they count is ours to keep.
 
 The SDK is imported when somebody asks for a meter, not before. There is no reader thread: a
-process with one more thread is warned when it forks (Python 3.12). What was counted is collected
-when a stage ends, at most once per ``OTEL_METRIC_EXPORT_INTERVAL``, and at exit.
+process with one more thread is warned when it forks (Python 3.12).
 """
 
 from __future__ import annotations
 
 import os
-import time
+import threading
 from typing import Any
 
 from opentelemetry import metrics as api
 from opentelemetry.metrics import Meter, MeterProvider, NoOpMeter, NoOpMeterProvider
 
 from stagewatch.exporters.journal import JournalWriter
-from stagewatch.exporters.spans import plain
-from stagewatch.records import ForeignMetric, ForeignPoint, MetricsCollected
+from stagewatch.exporters.measurements import Measurements
 from stagewatch.safety import guarded
 
 _INTERVAL_VARIABLE = "OTEL_METRIC_EXPORT_INTERVAL"
@@ -26,13 +24,9 @@ class LazyMeterProvider(MeterProvider):
     """Becomes the SDK's at the first meter."""
 
     def __init__(self, journal: JournalWriter, resource: Any) -> None:
-        self._journal = journal
+        self._measurements = Measurements(journal, _interval())
         self._resource = resource
-        self._pid = os.getpid()
-        self._real: MeterProvider | None = None
-        self._reader: Any = None
-        self._collected = time.time_ns()
-        self._due = time.monotonic() + _interval()
+        self._real: Any = None
 
     def get_meter(
         self,
@@ -48,42 +42,27 @@ class LazyMeterProvider(MeterProvider):
 
     @guarded
     def collect_if_due(self) -> None:
-        """`collect`, if the last time was an interval ago."""
-        if self._reader is not None and time.monotonic() >= self._due:
-            self.collect()
+        """See `Measurements.collect_if_due`; called when a stage ends."""
+        self._measurements.collect_if_due()
 
     @guarded
-    def collect(self) -> None:
-        """Journal what was counted since the last time.
+    def attach(self, journal: JournalWriter | None) -> None:
+        """In a forked child: count from zero into its own *journal*, once it has one, and wait for
+        no lock that a thread of the parent's held."""
+        self._measurements.attach(journal)
+        # The SDK renews its other locks itself.
+        for meter in tuple(getattr(self._real, "_meters", {}).values()):
+            meter._instrument_registration_lock = threading.Lock()
 
-        Not in a forked child: what it inherited is the parent's, and a lock may be held for ever.
-        """
-        if self._reader is None or self._pid != os.getpid():
-            return
-        self._due = time.monotonic() + _interval()
-        start, self._collected = self._collected, time.time_ns()
-        found = _foreign(self._reader.get_metrics_data())
-        if found:
-            self._journal.append(MetricsCollected(start, self._collected, found))
-
-    def _make(self) -> MeterProvider:
+    def _make(self) -> Any:
         try:
             from opentelemetry.sdk import metrics as sdk
-            from opentelemetry.sdk.metrics import export
+            from opentelemetry.sdk.resources import Resource
 
-            deltas: dict[type, Any] = {
-                kind: export.AggregationTemporality.DELTA
-                for kind in (
-                    sdk.Counter,
-                    sdk.UpDownCounter,
-                    sdk.Histogram,
-                    sdk.ObservableCounter,
-                    sdk.ObservableUpDownCounter,
-                    sdk.ObservableGauge,
-                )
-            }
-            self._reader = export.InMemoryMetricReader(preferred_temporality=deltas)
-            return sdk.MeterProvider([self._reader], self._resource, shutdown_on_exit=False)
+            sdk._internal._get_process_dependent_resource = Resource.get_empty  # type: ignore[attr-defined]
+            provider = sdk.MeterProvider([], self._resource, shutdown_on_exit=False)
+            provider._measurement_consumer = self._measurements  # type: ignore[assignment]
+            return provider
         except Exception:  # a broken SDK must not break who asked for a meter
             return NoOpMeterProvider()
 
@@ -117,42 +96,3 @@ def _interval() -> float:
         return float(os.environ.get(_INTERVAL_VARIABLE, "60000")) / 1000
     except ValueError:
         return 60.0
-
-
-def _foreign(data: Any) -> list[ForeignMetric]:
-    return [
-        ForeignMetric(
-            scope.scope.name,
-            scope.scope.version,
-            metric.name,
-            metric.unit or "",
-            metric.description or "",
-            _kind(metric.data),
-            [_point(point) for point in metric.data.data_points],
-        )
-        for resource in (data.resource_metrics if data is not None else ())
-        for scope in resource.scope_metrics
-        for metric in scope.metrics
-        if type(metric.data).__name__ in ("Sum", "Gauge", "Histogram") and metric.data.data_points
-    ]
-
-
-def _kind(data: Any) -> str:
-    if type(data).__name__ == "Sum":
-        return "sum" if data.is_monotonic else "updown"
-    return type(data).__name__.lower()
-
-
-def _point(point: Any) -> ForeignPoint:
-    attributes = plain(dict(point.attributes or {}))
-    if hasattr(point, "bucket_counts"):
-        return ForeignPoint(
-            attributes,
-            plain(point.sum),
-            point.count,
-            list(point.bucket_counts),
-            [float(bound) for bound in point.explicit_bounds],
-            plain(point.min) if point.count else None,
-            plain(point.max) if point.count else None,
-        )
-    return ForeignPoint(attributes, plain(point.value))

@@ -37,6 +37,9 @@ _RUN_CELL_AT: Final = 6144
 _DEAD_AFTER: Final = 20
 """Looks at a half-written copy until it is clear that nobody goes on with it."""
 
+MOST_BUCKETS: Final = 16
+"""Of a histogram of another library's that has a cell."""
+
 LAYOUTS: Final[dict[str, tuple[str, ...]]] = {
     "run": (
         "records_in",
@@ -74,9 +77,20 @@ LAYOUTS: Final[dict[str, tuple[str, ...]]] = {
         "counted",
         *(f"bucket_{number}" for number in range(len(DURATION_BUCKETS) + 1)),
     ),
+    "number": ("number", "is_double", "value"),
+    "distribution": (
+        "number",
+        "sum",
+        "count",
+        "least",
+        "most",
+        *(f"bucket_{number}" for number in range(MOST_BUCKETS)),
+    ),
 }
 """Fields of a cell, all unsigned. ``counted``: bit 0 = ``records_in`` is known, bit 1 =
-``records_out``; a count that nobody made is not 0; bits 2 and 3 = they are rows of frames."""
+``records_out``; a count that nobody made is not 0; bits 2 and 3 = they are rows of frames. The
+last two: see `stagewatch.exporters.measurements`; ``value`` is signed or a double, as are ``sum``,
+``least`` and ``most``."""
 
 # A strongly ordered machine shows the stores in their order, and the sequence numbers suffice.
 _CHECKED: Final = os.uname().machine not in {"x86_64", "AMD64", "i386", "i686"}

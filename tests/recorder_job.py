@@ -23,10 +23,11 @@ from stagewatch.exporters.journal import (
     boot_id,
     host_id,
     new_key,
+    oom_kills,
     pid_namespace,
     start_ticks,
 )
-from stagewatch.exporters.recorder import oom, start
+from stagewatch.exporters.recorder import start
 from stagewatch.records import ProcessStarted, RunExiting, RunStarted, SpanEnded
 
 STATE = Path(sys.argv[1]) if len(sys.argv) > 1 else Path()
@@ -70,7 +71,7 @@ class Job:
                 pipeline="test",
                 final_exit=final,
                 uptime=measures.uptime() - age * measures.SECOND,
-                oom_kills=oom.kills(),
+                oom_kills=oom_kills(),
             )
         )
         if opens_run:

@@ -275,10 +275,9 @@ class Screen:
         )
         os.set_blocking(self.terminal, False)
 
-    def shows(self, words: str) -> bool:
-        """Whether these have been on it."""
-        self.read()
-        return words in self.text
+    def wait_for(self, words: str) -> None:
+        """Until these have been on it."""
+        wait_for(lambda: (self.read(), words in self.text)[1], timeout=60)
 
     def read(self) -> None:
         """Take in what has been written."""
@@ -290,7 +289,7 @@ class Screen:
 
     def end(self) -> int:
         """Wait for its end, reading on: a full terminal would hold it."""
-        wait_for(lambda: (self.read(), self.process.poll())[1] is not None)
+        wait_for(lambda: (self.read(), self.process.poll())[1] is not None, timeout=60)
         self.read()
         return self.process.returncode
 
@@ -324,7 +323,7 @@ def leave(shown: Screen, how: str) -> int:
 def test_leaving_puts_the_terminal_in_order(state: Path, how: str, status: int) -> None:
     """The screen of before is back, the cursor shown, keys echo: however one leaves."""
     with screen(state) as shown:
-        wait_for(lambda: shown.shows("4 under way"))
+        shown.wait_for("4 under way")
         assert "\x1b[?1049h" in shown.text and "\x1b[?25l" in shown.text
         assert leave(shown, how) == status, shown.text
         assert shown.text.rindex("\x1b[?1049l") > shown.text.rindex("\x1b[?1049h")
@@ -336,26 +335,26 @@ def test_leaving_puts_the_terminal_in_order(state: Path, how: str, status: int) 
 def test_the_view_follows_the_history(state: Path) -> None:
     """Runs come and go while one looks; other keys than `q` do nothing."""
     with screen(state) as shown:
-        wait_for(lambda: shown.shows("00000002"))
+        shown.wait_for("00000002")
         os.write(shown.terminal, b"x\x1b[A\n")
         store(state, active(7, start=time.time_ns(), pipeline="brand_new"))
-        wait_for(lambda: shown.shows("brand_new"))
+        shown.wait_for("brand_new")
         link = connect(state)
         now = time.time_ns()
         link.execute("update run set end = ?, outcome = 'skip' where pipeline = 'brand_new'", [now])
         link.close()
-        wait_for(lambda: shown.shows("just ended"))
+        shown.wait_for("just ended")
         assert leave(shown, "q") == 0
 
 
 def test_no_color_in_the_view(state: Path) -> None:
     """With NO_COLOR the screen is filled without a single style."""
     with screen(state, NO_COLOR="1") as shown:
-        wait_for(lambda: shown.shows("4 under way"))
+        shown.wait_for("4 under way")
         assert leave(shown, "q") == 0
         assert not re.search(r"\x1b\[[\d;]*m", shown.text)
     with screen(state) as shown:
-        wait_for(lambda: shown.shows("4 under way"))
+        shown.wait_for("4 under way")
         assert leave(shown, "q") == 0
         assert re.search(r"\x1b\[[\d;]*m", shown.text)
 

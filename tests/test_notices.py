@@ -17,7 +17,7 @@ from stagewatch.history import open_history
 from stagewatch.model import DeclaredStage, Escalation, Notice, Outcome, Pipeline, Role, Sla
 from stagewatch.records import LogEmitted, NameDefined, SpanEnded, decode
 from tests import scenes
-from tests.scenes import FAILED, OK, SECOND, START, Job, Looks, environment
+from tests.scenes import FAILED, OK, SECOND, START, UPTIME, Job, Looks, environment
 
 KILLED, TERMINATED = 9, 15
 ENVIRONMENT = environment("http://127.0.0.1:1", OTEL_LOGS_EXPORTER="otlp")
@@ -162,6 +162,26 @@ def test_a_scheduled_deadline_goes_by_the_clock(
     assert (names(tmp_path, scheduled), names(tmp_path, longest)) == (["run late"], [])
 
 
+def test_what_is_said_lies_within_the_run(tmp_path: Path, intake: Intake, looks: Looks) -> None:
+    """On the run's own clock, whoever sets the other one; a stage has taken what it has taken."""
+    job = Job(intake, tmp_path, uptime=UPTIME)
+    stages = {"load": DeclaredStage(max_duration=20.0)}
+    declared = Pipeline(name="flights", sla=Sla(max_duration=60.0), stages=stages)
+    job.open(declared=declared, uptime=UPTIME)
+    worker = Job(intake, tmp_path, opens=False, run=job.run, uptime=UPTIME)
+    looks.at(10, job, worker)
+    looks.step = 3600.0
+    worker.stage("load", 25.0)
+    looks.at(30, job, worker)
+    assert names(tmp_path, job) == []
+    looks.at(46, job, worker)
+    looks.at(61, job, worker)
+    worker.dies(KILLED, at=3662.0, uptime=UPTIME + 62 * SECOND)
+    assert [(notice.name, (notice.at - START) // SECOND) for notice in said(tmp_path, job)] == [
+        ("stage late", 46), ("run late", 61), ("process died", 62),
+    ]  # fmt: skip
+
+
 def test_a_run_that_begins_can_be_opened(tmp_path: Path, intake: Intake, looks: Looks) -> None:
     """A span under the run's, as soon as the run is seen alive; none of one that is over by then.
 
@@ -272,7 +292,7 @@ def test_a_stuck_run_and_one_that_goes_on(tmp_path: Path, intake: Intake, looks:
         (10, {"vitals": Vitals(1.0)}),
         (20, {**still, "waits_for": "socket"}),
         (30, {**still, "stack": "load (etl.py:3)"}),
-        (40, still),
+        (40, {**still, "waits_for": "socket"}),
         (50, {"vitals": Vitals(2.0)}),
         (60, {"vitals": Vitals(3.0)}),
         (70, still),

@@ -12,17 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from stagewatch.exporters import state
-from stagewatch.exporters.journal import pid_namespace
+from stagewatch.exporters import journal, state
+from stagewatch.exporters.journal import VMSTAT, oom_count, oom_counters, oom_kills, pid_namespace
 from stagewatch.exporters.page import PageReader
-from stagewatch.exporters.recorder import oom
+from stagewatch.exporters.recorder import shortage as shortage_module
 from stagewatch.exporters.recorder.observer import Process
 from stagewatch.exporters.recorder.outcome import Death
 from stagewatch.exporters.recorder.shortage import Shortage
 from stagewatch.exporters.recorder.vitals import Sighting
 from stagewatch.exporters.recorder.watch import Watch, journals
+from stagewatch.model import Outcome
 from stagewatch.records import Record
-from tests.jobs import wait_for
+from tests.jobs import Jobs, end_recorders, wait_for
 
 KILLED = Death(signal.SIGKILL)
 JOB = Path(__file__).with_name("recorder_job.py")
@@ -38,17 +39,17 @@ SLEEPS = "job = Job(); print(job.key, flush=True); time.sleep(60)"
 def test_version_1(tmp_path: Path) -> None:
     """The memory controller's own hierarchy; in a container its root is the container's cgroup."""
     lines = b"4:memory:/system.slice/etl\n1:cpu,cpuacct:/\n0::/\n"
-    first, second, *_ = oom.counters(lines, str(tmp_path))
+    first, second, *_ = oom_counters(lines, str(tmp_path))
     assert first == f"{tmp_path}/memory/system.slice/etl/memory.oom_control"
     assert second == f"{tmp_path}/memory/memory.oom_control"
     file = tmp_path / "memory.oom_control"
     file.write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n")
-    assert oom.read(str(file)) == 3
+    assert oom_count(str(file)) == 3
 
 
 def test_version_2(tmp_path: Path) -> None:
     """The cgroup's own kills, else those of it and below, else of the next above that counts."""
-    found = list(oom.counters(b"0::/user.slice/run-7.scope\n", str(tmp_path)))
+    found = list(oom_counters(b"0::/user.slice/run-7.scope\n", str(tmp_path)))
     assert found == [
         f"{tmp_path}{place}/memory.events{kind}"
         for place in ("/user.slice/run-7.scope", "/user.slice", "")
@@ -56,15 +57,15 @@ def test_version_2(tmp_path: Path) -> None:
     ]
     file = tmp_path / "memory.events.local"
     file.write_text("low 0\nhigh 0\nmax 12\noom 2\noom_kill 1\noom_group_kill 0\n")
-    assert oom.read(str(file)) == 1
+    assert oom_count(str(file)) == 1
 
 
 def test_no_cgroup(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a cgroup that counts, the machine's counter has to do; without that, nothing."""
-    monkeypatch.setattr(oom, "counters", lambda cgroups: ["/nowhere/memory.events"])
-    assert list(oom.kills()) == [oom.VMSTAT]
-    monkeypatch.setattr(oom, "VMSTAT", "/nowhere/vmstat")
-    assert oom.kills() == {}
+    monkeypatch.setattr(journal, "oom_counters", lambda cgroups: ["/nowhere/memory.events"])
+    assert list(oom_kills()) == [VMSTAT]
+    monkeypatch.setattr(journal, "VMSTAT", "/nowhere/vmstat")
+    assert oom_kills() == {}
 
 
 # --- the judgement --------------------------------------------------------------------------------
@@ -107,7 +108,7 @@ def test_look_between_the_count_and_the_death(
     counter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel counts first, and takes its time to end the process: a look may fall between."""
-    monkeypatch.setattr(oom, "kills", lambda pid: {str(counter): 5})
+    monkeypatch.setattr(shortage_module, "oom_kills", lambda pid: {str(counter): 5})
     one, shortage = Process(1, 1), Shortage()
     shortage.look([one])
     shortage.look([one])
@@ -118,7 +119,7 @@ def test_look_between_the_count_and_the_death(
 
 def test_kill_long_ago(counter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the counter showed two looks ago killed somebody else."""
-    monkeypatch.setattr(oom, "kills", lambda pid: {str(counter): 5})
+    monkeypatch.setattr(shortage_module, "oom_kills", lambda pid: {str(counter): 5})
     one, shortage = Process(1, 1), Shortage()
     for _ in range(2):
         shortage.look([one])
@@ -152,17 +153,26 @@ class Deaths:
     def headers(self, environ: dict[str, str]) -> None: ...
 
 
+def limits(cgroup: Path) -> list[Path]:
+    """Files that may set its limit: of version 1 and 2."""
+    return [cgroup / "memory.limit_in_bytes", cgroup / "memory.max"]
+
+
+def inside(cgroup: Path, command: list[str]) -> list[str]:
+    """*command*, which enters the cgroup before anything else."""
+    return ["/bin/sh", "-c", f'echo $$ > {cgroup}/cgroup.procs && exec "$@"', "sh", *command]
+
+
 @pytest.fixture
 def cgroup() -> Iterator[Path]:
     """A memory cgroup of `LIMIT` bytes below our own."""
-    (ours,) = oom.kills() or ("",)
+    (ours,) = oom_kills() or ("",)
     made = Path(ours).parent / f"stagewatch-test-{os.getpid()}"
-    is_old = ours.endswith("memory.oom_control")
-    limit = made / ("memory.limit_in_bytes" if is_old else "memory.max")
     try:
         made.mkdir()
+        (limit,) = (path for path in limits(made) if path.exists())
         limit.write_text(str(LIMIT))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         pytest.skip(f"no memory cgroup can be made here: {error}")
     try:
         yield made
@@ -187,8 +197,7 @@ class Bench:
         """A job that executes *code*, and its key."""
         command = [sys.executable, str(JOB), str(self._state), code]
         if cgroup is not None:
-            enter = f'echo $$ > {cgroup}/cgroup.procs && exec "$@"'
-            command = ["/bin/sh", "-c", enter, "sh", *command]
+            command = inside(cgroup, command)
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={}
         )
@@ -265,3 +274,23 @@ def test_killed_by_hand_within(bench: Bench, cgroup: Path) -> None:
     bench.watch.sightings()
     process.kill()
     assert (bench.death(key).wait_status, bench.death(key).oom_killed) == (signal.SIGKILL, False)
+
+
+def test_recorder_in_the_same_cgroup(jobs: Jobs, cgroup: Path) -> None:
+    """The recorder is killed first, the job next; what died, and of what, is known all the same."""
+    (limit,) = (path for path in limits(cgroup) if path.exists())
+    limit.write_text(str(2 * LIMIT))
+    script = jobs.script(
+        """
+        import stagewatch
+        with stagewatch.stage("load") as stage:
+            stage.records(in_=7)
+            eaten = [b"x" * 5_000_000 for _ in range(100)]
+        """
+    )
+    command = inside(cgroup, ["opentelemetry-instrument", "python", str(script)])
+    died = subprocess.run(command, env=jobs.environment, cwd=jobs.directory, timeout=60)
+    (run,) = jobs.runs()
+    assert (died.returncode, run.outcome) == (-signal.SIGKILL, Outcome.ERROR)
+    assert (run.error_type, run.last_stage, run.records_in) == ("oom_killed", "load", 7)
+    end_recorders(jobs)

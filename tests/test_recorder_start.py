@@ -27,6 +27,7 @@ from stagewatch.model import Outcome, Run
 
 Found = TypeVar("Found")
 JOB = Path(__file__).with_name("recorder_job.py")
+DAY = 86400
 ANNOUNCED = {"known": True, "started": True, "alone": ""}
 
 
@@ -299,6 +300,11 @@ def test_time_that_nobody_watched(place: Place) -> None:
     place.run("Job().announce(); os._exit(0)")
     assert start.ask_to_take_in(place.room, 20.0)
     assert unwatched(place) == seconds
+    run = next(run for run in place.runs().values() if run.end is None)
+    with open_history(place.state) as history:
+        (notice,) = history.notices(run.run_id)
+    assert notice.name == semconv.TELEMETRY_GAP
+    assert notice.attributes == {semconv.RUN_UNWATCHED: seconds}
     job.communicate(b"\n", timeout=30)
 
 
@@ -356,15 +362,18 @@ def test_leaving_and_coming(place: Place) -> None:
     assert place.statuses(16) == expected
 
 
-def test_socket_held_by_a_stranger(place: Place) -> None:
-    """Who inherited the listening socket in a C-level fork keeps no recorder out for long."""
+@pytest.mark.parametrize("clock", [-DAY, DAY])
+def test_socket_held_by_a_stranger(place: Place, clock: int) -> None:
+    """Who inherited the listening socket in a C-level fork keeps no recorder out for long, whatever
+    the clock was set to meanwhile."""
     place.run("Job()")
     with socket.socket(socket.AF_UNIX) as stranger:
         stranger.bind(str(place.room / "sock"))
         stranger.listen(10)
         fresh = place.run("print_json(to_dict(Job().announce()))")
         assert fresh == {**ANNOUNCED, "started": False}
-        os.utime(place.room / "sock", (1, 1))
+        begun = time.time() + clock
+        os.utime(place.room / "sock", (begun, begun))
         assert place.run("print_json(to_dict(Job().announce())); os._exit(9)") == ANNOUNCED
     assert 9 << 8 in place.statuses(3).values()
 

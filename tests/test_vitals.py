@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from stagewatch import semconv
 from stagewatch.config import Settings
 from stagewatch.exporters.journal import start_ticks
 from stagewatch.exporters.page import LAYOUTS, SIZE, PageReader, PageWriter
@@ -21,7 +22,8 @@ from stagewatch.exporters.recorder import proc, stack, stillness, with_psutil
 from stagewatch.exporters.recorder.kinship import Kinship
 from stagewatch.exporters.recorder.observer import Observer, Process, Reader, Seen
 from stagewatch.exporters.recorder.stillness import Stillness, waits_for
-from tests.jobs import wait_for
+from stagewatch.model import Notice
+from tests.jobs import Jobs, wait_for
 
 READY = "print('ready', flush=True);"
 LOCKED = (
@@ -422,3 +424,43 @@ def test_py_spy_that_fails_or_hangs(
             seen = until_still(eyes, {who: [page.read()]}, who)
             assert (seen.waits_for, seen.stack) == (None, None)
     assert calls.read_text() == "x\n"
+
+
+# --- all of it ------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(stack.find_py_spy() is None, reason="py-spy is not installed")
+def test_stuck_job_is_said_with_its_stack(jobs: Jobs) -> None:
+    """A deadlock in a stage: one notice, with the line at which it stands."""
+    source = """
+        import threading, stagewatch
+        def take_twice(lock):
+            lock.acquire()
+            lock.acquire()
+        with stagewatch.stage("load"):
+            take_twice(threading.Lock())
+    """
+    settings = {"STAGEWATCH_WATCH_INTERVAL": "0.2s", "STAGEWATCH_STUCK_AFTER": "1s"}
+    process = jobs.start("python", jobs.script(source), STAGEWATCH_STUCK_STACK="1", **settings)
+
+    def notices() -> list[Notice]:
+        try:
+            with jobs.history() as history:
+                (run,) = history.active()
+                found: list[Notice] = history.notices(run.run_id)
+                return found
+        except Exception:  # no run yet
+            return []
+
+    try:
+        wait_for(notices)
+        (stuck,) = notices()
+    finally:
+        process.kill()
+        process.communicate(timeout=30)
+    assert stuck.name == semconv.RUN_STUCK
+    assert stuck.attributes[semconv.RUN_STAGE] == "load"
+    stack_lines = stuck.attributes[semconv.STACKTRACE].splitlines()
+    assert "take_twice" in stack_lines[1] and "etl.py:5" in stack_lines[1]
+    (run,) = jobs.runs()
+    assert (run.error_type, run.last_stage) == ("killed", "load")

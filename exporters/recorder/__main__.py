@@ -65,6 +65,10 @@ def _record(state: Path, room: Path, listening: int, place: int, deposit: Deposi
     def stop(*_: object) -> None:
         recorder.is_stopped = True
 
+    # Who waits for our end waits for the flush, not for a nap that a signal does not end.
+    woken, wakes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    epoll.register(woken, select.EPOLLIN)
+    signal.set_wakeup_fd(wakes)
     signal.signal(signal.SIGTERM, stop)
     gc.collect()
     gc.freeze()
@@ -85,7 +89,7 @@ def _settle(state: Path) -> None:
         _log_into(state / "recorder.log")
     with guarded, suppress(FileNotFoundError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
-    for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE):
+    for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE, resource.RLIMIT_AS):
         with guarded:
             _, most = resource.getrlimit(limit)
             resource.setrlimit(limit, (most, most))

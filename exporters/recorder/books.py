@@ -19,6 +19,7 @@ from stagewatch.records import (
     ProcessStarted,
     RunExiting,
     RunStarted,
+    SeriesDefined,
     SpanStarted,
     StageEnded,
     StageStarted,
@@ -60,6 +61,10 @@ class Journal(Struct):
     tallies: dict[int, TallyDefined] = field(default_factory=dict)
     scopes: dict[int, tuple[int, str]] = field(default_factory=dict)
     """By number: row id and name."""
+    series: dict[int, SeriesDefined] = field(default_factory=dict)
+    """By the offset of their cell."""
+    collected: tuple[int, int] = (0, 0)
+    """Number and end (ns) of the last batch of metrics."""
     names: dict[int, str] = field(default_factory=dict)
     """Of operations, by the number that the status page shows."""
     begun: dict[bytes, SpanStarted] = field(default_factory=dict)

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from stagewatch import measures, semconv
 from stagewatch.database import LOCAL, PENDING
+from stagewatch.exporters.measurements import pending
 from stagewatch.exporters.page import PageReader, Words
 from stagewatch.exporters.recorder import closing, increments, notices, rows
 from stagewatch.exporters.recorder.books import (
@@ -31,7 +32,7 @@ from stagewatch.exporters.recorder.vitals import Vitals
 from stagewatch.exporters.recorder.whereabouts import Place, place, stage_cell
 from stagewatch.measures import SECOND
 from stagewatch.model import Outcome
-from stagewatch.records import ProcessStarted, RunExiting, RunStarted, SpanEnded
+from stagewatch.records import MetricsCollected, ProcessStarted, RunExiting, RunStarted, SpanEnded
 
 _DROP_REASONS: Final = {
     Words.DROPPED_DISK: "disk",
@@ -87,6 +88,7 @@ def end_process(
         take_span(books, journal, process, span, batch)
     if page is not None:
         _take_cells(books, journal, process, page, batch)
+        _take_series(books, journal, process, page, stages_end, batch)
     run = rows.read_run(books.link, journal.run)
     if journal.opened is None or run.end is not None:
         # Where the opener is never seen here, this process's own end decides on its details.
@@ -131,8 +133,9 @@ def _note_death(
         return  # it went on by exec: this is the run's own end
     due = notices.of_death(key, process.pid, opener.opened.pipeline, verdict)
     around = notices.circumstances(seen.run) if seen.run is not None else {}
-    at = death.at or time.time_ns()
-    notices.say(books, opener, opener.opened, due, {**around, **notices.of_place(last)}, at)
+    started = opener.opened
+    at = measures.moment(death.at or time.time_ns(), death.uptime, started.start, started.uptime)
+    notices.say(books, opener, started, due, {**around, **notices.of_place(last)}, at)
 
 
 def _take_cells(
@@ -161,6 +164,23 @@ def _take_cells(
             batch.drop(reason, count)
     if nanoseconds := page.word(Words.OVERHEAD):
         batch.found.append(Increment(semconv.OVERHEAD, (), nanoseconds / SECOND))
+
+
+def _take_series(
+    books: Books, journal: Journal, process: ProcessStarted, page: PageReader, end: int,
+    batch: Batch,
+) -> None:  # fmt: skip
+    """Metrics of other libraries that were counted after the last batch."""
+    last, since = journal.collected
+    found = []
+    for defined in journal.series.values():
+        cell = page.cell(defined.layout, defined.cell)
+        metric = pending(defined, cell, last) if cell is not None else None
+        if metric is not None:
+            found.append(metric)
+    if found and "metrics" in books.signals:
+        collected = MetricsCollected(since or process.start, end, found)
+        batch.recorded["metrics"] += books.totals.add_foreign(collected, journal.resource, end)
 
 
 def _end_run(

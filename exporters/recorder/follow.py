@@ -23,6 +23,7 @@ from stagewatch.exporters.journal import (
 )
 from stagewatch.exporters.life import is_held
 from stagewatch.exporters.page import SIZE, PageReader, Words
+from stagewatch.exporters.recorder import exits
 from stagewatch.exporters.recorder.outcome import Death
 from stagewatch.records import ProcessStarted, Record, decode
 
@@ -265,6 +266,9 @@ def remove_files(room: Path, key: str) -> None:
     for path in room.glob(f"{key}.*.journal"):
         path.unlink(missing_ok=True)
     page_path(room, key).unlink(missing_ok=True)
+    pid, ticks, _ = key.split(".")
+    if not any(room.glob(f"{pid}.{ticks}.*.page")):  # of before or after an exec
+        exits.remove(room, int(pid), int(ticks))
 
 
 def _map_page(path: Path) -> PageReader | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import select
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def run_in_process(
     thread = resident.installed
     if thread is not None and not thread.end(deadline_seconds):
         return
-    if not take_in(state, room, environ, is_last_word=True):
+    if not take_in(state, room, environ, lambda watch, _: watch.end_ours(start_ticks())):
         ask_to_take_in(room, deadline_seconds)
         return
     if thread is not None and not thread.has_sent(max(until - time.monotonic(), 0.0)):
@@ -53,14 +53,23 @@ def take_in_all(state: Path, room: Path) -> bool:
     environ = remembered_settings(room, os.environ)
     if environ is None:
         return False
-    return take_in(state, room, environ, is_last_word=False)
+    return take_in(state, room, environ, bury)
 
 
-def take_in(state: Path, room: Path, environ: Mapping[str, str], *, is_last_word: bool) -> bool:
-    """Take in all journals of *room*, unless another process is at it; nothing is sent.
+def bury(watch: Watch, intake: Intake) -> None:
+    """For `take_in`: close what the dead left."""
+    watch.bury()
 
-    *is_last_word*: this very process ends, and nobody outlives it. Raises sqlite3.Error or OSError
-    where the history cannot be written.
+
+def take_in(
+    state: Path,
+    room: Path,
+    environ: Mapping[str, str],
+    finish: Callable[[Watch, Intake], None],
+) -> bool:
+    """Take in all journals of *room*, then *finish*; False if another process is at it.
+
+    Nothing is sent. Raises sqlite3.Error or OSError where the history cannot be written.
     """
     with closing(select.epoll()) as epoll, closing(Door(room, epoll)) as door:
         if not door.try_life():
@@ -71,11 +80,7 @@ def take_in(state: Path, room: Path, environ: Mapping[str, str], *, is_last_word
             watch.find(journals(room))
             watch.died(*(descriptor for descriptor, _ in epoll.poll(0)))
             watch.read(everything=True)
-            if is_last_word:
-                watch.end_ours(start_ticks())
-            else:
-                watch.bury()
-                intake.tick(watch.sightings(), time.time_ns())
+            finish(watch, intake)
         finally:
             watch.close()
             intake.stop(0.0)

@@ -42,7 +42,6 @@ CLOSED: Final = (-1, -1)
 """What `Intake.resume` answers for a journal that has nothing left to give."""
 
 _NOTE_SECONDS: Final = 5.0
-_PRUNE_SECONDS: Final = 3600.0
 
 
 class Intake:
@@ -71,7 +70,6 @@ class Intake:
         self._under_way: dict[int, UnderWay] = {}
         """By the row id of the run."""
         self._noted = 0
-        self._pruned = 0
         self._sender = Sender(state, environ) if sends and goal.protocols else None
         if self._sender is not None:
             self._sender.start()
@@ -134,10 +132,7 @@ class Intake:
 
     def tick(self, sightings: Mapping[str, Sighting], now: int) -> None:
         """Look at the runs under way; say at once what is due, and write the rest down every few
-        seconds. Prune, every hour."""
-        if abs(now - self._pruned) > _PRUNE_SECONDS * SECOND:
-            self._pruned = now
-            self._prune(now)
+        seconds."""
         self._look(sightings, now)
         if abs(now - self._noted) >= _NOTE_SECONDS * SECOND:
             self.note(now)
@@ -157,6 +152,24 @@ class Intake:
         with self._changing(key):
             lost = [Increment(semconv.UNWATCHED, (), seconds)]
             self._books.totals.add(lost, None, self._books.interned.own_resource(), now)
+            due = notices.of_gap(journal.process.pipeline, seconds, now)
+            notices.say(self._books, journal, journal.opened, due, {}, now)
+        self.wake()
+
+    def prune(self, now: int) -> None:
+        """Forget what the settings say is too old or too much."""
+        gone = History(self._link).prune(
+            now,
+            details=self._settings.retention_details,
+            runs=self._settings.retention_runs,
+            max_bytes=self._settings.retention_bytes,
+        )
+        with transaction(self._link):
+            self._books.totals.prune(now)
+            if gone.pending:
+                lost = [increments.dropped("traces", "retention", gone.pending)]
+                resource = self._books.interned.own_resource()
+                self._books.totals.add(lost, None, resource, now)
 
     def is_busy(self) -> bool:
         """Whether anything waits that this recorder is the one to send."""
@@ -225,23 +238,23 @@ class Intake:
                     found = gauges(run, seen)
                     resource = opener.metric_resource
                     self._books.totals.add(found, run.opened.pipeline, resource, now)
-                said.append((run, self._say(run, opener, now)))
+                said.append((run, self._say(run, opener)))
         has_news = False
         for run, due in said:
             has_news |= bool(due) or not run.is_announced
             run.is_announced = True
-            run.said.update({(one.name, one.key): now for one in due})
+            run.said.update({(one.name, one.key): run.clock for one in due})
         if has_news and self._sender is not None:
             self._sender.wake(totals=any(due for _, due in said))
 
-    def _say(self, run: UnderWay, opener: Journal, now: int) -> list[Due]:
+    def _say(self, run: UnderWay, opener: Journal) -> list[Due]:
         if not run.is_announced:
             notices.announce(self._books, opener, run.opened)
         due = notices.due(run)
         if due:
             common = notices.circumstances(run)
             for one in due:
-                notices.say(self._books, opener, run.opened, one, common, now)
+                notices.say(self._books, opener, run.opened, one, common, run.clock)
         return due
 
     def _newest(self) -> Collection[UnderWay]:
@@ -255,20 +268,6 @@ class Intake:
     def _seen(self, journal: Journal) -> Witness:
         openers = (one for one in self._journals.values() if one.run == journal.run and one.opened)
         return Witness(next(openers, None), self._under_way.get(journal.run))
-
-    def _prune(self, now: int) -> None:
-        gone = History(self._link).prune(
-            now,
-            details=self._settings.retention_details,
-            runs=self._settings.retention_runs,
-            max_bytes=self._settings.retention_bytes,
-        )
-        with transaction(self._link):
-            self._books.totals.prune(now)
-            if gone.pending:
-                lost = [increments.dropped("traces", "retention", gone.pending)]
-                resource = self._books.interned.own_resource()
-                self._books.totals.add(lost, None, resource, now)
 
     def _journal(self, key: str) -> Journal:
         journal = self._journals.get(key)

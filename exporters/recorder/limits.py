@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-_ROOT: Final = Path("/sys/fs/cgroup")
+_ROOT = Path("/sys/fs/cgroup")
+_MEMBERSHIP = Path("/proc/self/cgroup")
 _UNLIMITED: Final = 1 << 62
 """cgroup v1 says "none" with a number about as large."""
 
@@ -39,7 +40,7 @@ def _limits() -> Iterator[tuple[int, int]]:
 
 def _cgroups() -> Iterator[tuple[Path, str, str]]:
     """Directories of the cgroups this process is in, upwards; in a container often the root."""
-    for line in _text(Path("/proc/self/cgroup")).splitlines():
+    for line in _text(_MEMBERSHIP).splitlines():
         _, controllers, place = line.split(":", 2)
         if controllers == "":
             root, files = _ROOT, ("memory.max", "memory.current")
@@ -57,9 +58,11 @@ def _cgroups() -> Iterator[tuple[Path, str, str]]:
 
 def _cache(directory: Path) -> int:
     """Bytes of files, which the kernel gives back before anybody runs out of memory."""
-    figures = dict(line.split(" ", 1) for line in _text(directory / "memory.stat").splitlines())
+    lines = _text(directory / "memory.stat").splitlines()
+    figures = {name: value for name, _, value in (line.partition(" ") for line in lines)}
     prefix = "total_" if "total_cache" in figures else ""  # v1: with the cgroups below
-    return sum(int(figures.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
+    found = (figures.get(f"{prefix}{kind}_file", "") for kind in ("active", "inactive"))
+    return sum(int(value) for value in found if value.isdecimal())
 
 
 def _own_pages() -> int:
@@ -74,6 +77,7 @@ def _number(path: Path) -> int | None:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text()
+        with open(path) as file:
+            return file.read()
     except (OSError, UnicodeDecodeError):
         return ""

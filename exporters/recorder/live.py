@@ -11,7 +11,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from stagewatch import measures
 from stagewatch.exporters.recorder.books import Journal
-from stagewatch.exporters.recorder.tracking import ProcessSeen, Rate, StageSeen, begin_of
+from stagewatch.exporters.recorder.tracking import ProcessSeen, Rate, StageSeen, uptime_at
 from stagewatch.exporters.recorder.vitals import Sighting
 from stagewatch.exporters.recorder.whereabouts import (
     Place,
@@ -68,7 +68,7 @@ class UnderWay:
         self.since = opened.start
         """When it last moved."""
         self.was_stuck = False
-        """At the last look but one."""
+        """At a look of this recorder's."""
         self.counts = Counts()
         self.stages: Mapping[str, DeclaredStage] = (
             opened.declared.stages if opened.declared is not None else {}
@@ -92,6 +92,11 @@ class UnderWay:
         """Nanoseconds since its start."""
         return max(self.uptime - self.began, 0)
 
+    @property
+    def clock(self) -> int:
+        """What its own clock shows, which nobody sets: what is said of it lies within its span."""
+        return measures.moment(self.now, self.uptime, self.opened.start, self.opened.uptime)
+
     def look(self, members: Sequence[Member], now: int, uptime: int) -> None:
         """See how its processes are."""
         is_first = not self.processes
@@ -101,15 +106,15 @@ class UnderWay:
         for key, journal, sighting in members:
             process = self.processes.get(key)
             if process is None:
-                process = self.processes[key] = ProcessSeen(begin_of(journal, now, uptime))
+                process = self.processes[key] = ProcessSeen(_begin(journal, now, uptime))
             has_moved = process.look(journal, sighting, now, uptime)
             if is_first:
                 self.since = max(self.since, journal.seen)
             elif has_moved:
-                self.since = now
-        self.was_stuck = self.doing is Doing.STUCK
+                self.since = self.clock
         self.reason = _reason(members)
         self.doing = _doing(members, self.reason)
+        self.was_stuck |= self.doing is Doing.STUCK
         self._weigh(uptime, is_first)
 
     def opener(self) -> Journal | None:
@@ -201,6 +206,11 @@ def total(values: Iterable[_Figure | None]) -> _Figure | None:
     """Sum of those that are known; None if none is."""
     known = [value for value in values if value is not None]
     return sum(known[1:], known[0]) if known else None
+
+
+def _begin(journal: Journal, now: int, uptime: int) -> int:
+    process = journal.process
+    return uptime_at(process, process.start if process is not None else now, now, uptime)
 
 
 def _doing(members: Sequence[Member], reason: str | None) -> Doing:

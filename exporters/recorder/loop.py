@@ -48,12 +48,12 @@ class Recorder:
         self._scan()
         self._watch.read()
         self._upkeep()
+        interval = max(settings.watch_interval, _SHORTEST_NAP)
         scanned = ticked = busy = time.monotonic()
         nap = _SHORTEST_NAP
         while not self.is_stopped:
-            if self._watch.followers:
-                nap = min(nap, max(ticked + settings.watch_interval - time.monotonic(), 0.0))
-            self._attend(self._epoll.poll(nap))
+            due = max(ticked + interval - time.monotonic(), 0.0)
+            self._attend(self._epoll.poll(min(nap, due) if self._watch.followers else nap))
             now = time.monotonic()
             if now - scanned >= _SCAN_SECONDS:
                 scanned = now
@@ -63,7 +63,7 @@ class Recorder:
             self._answer()
             if self._watch.followers:
                 busy = now
-                if now - ticked >= settings.watch_interval:
+                if now - ticked >= interval:
                     ticked = now
                     self._tick()
             elif self._may_leave(now - busy, settings.recorder_idle):

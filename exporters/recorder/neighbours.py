@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from stagewatch.exporters.journal import page_path
 from stagewatch.exporters.life import is_held
 from stagewatch.exporters.page import PageReader, Words
-from stagewatch.exporters.recorder.indoors import take_in
+from stagewatch.exporters.recorder.indoors import bury, take_in
 from stagewatch.exporters.recorder.start import has_living_recorder
 from stagewatch.exporters.recorder.watch import journals
 from stagewatch.safety import report
 
 _AGAIN_SECONDS: Final = 60.0
+_EMPTY_SECONDS: Final = 3600.0
 
 
 class Neighbours:
@@ -48,11 +50,24 @@ class Neighbours:
         return found
 
     def _visit(self, room: Path, now: float) -> bool:
-        dead = [key for key in journals(room) if key not in self._tried and _is_dead(room, key)]
+        found = journals(room)
+        if not found:
+            _clear(room)
+        dead = [key for key in found if key not in self._tried and _is_dead(room, key)]
         if not dead:
             return False
         self._tried |= dict.fromkeys(dead, now)
-        return take_in(self._state, room, self._environ, is_last_word=False)
+        return take_in(self._state, room, self._environ, bury)
+
+
+def _clear(room: Path) -> None:
+    """Delete a room that nobody has come to for long: containers make new ones all the time."""
+    if time.time() - room.stat().st_mtime < _EMPTY_SECONDS or any(room.glob("*.page")):
+        return
+    for name in ("sock", "start", "seen", "settings", "alive"):
+        (room / name).unlink(missing_ok=True)
+    with suppress(OSError):  # somebody has just come
+        room.rmdir()
 
 
 def _is_dead(room: Path, key: str) -> bool:

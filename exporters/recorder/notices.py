@@ -154,6 +154,16 @@ def of_death(key: str, pid: int, pipeline: str, verdict: Verdict) -> Due:
     )
 
 
+def of_gap(pipeline: str, seconds: float, now: int) -> Due:
+    """For so long nobody watched the run."""
+    return Due(
+        semconv.TELEMETRY_GAP,
+        str(now),
+        f"{pipeline} was not watched for {seconds:.0f} s",
+        {semconv.RUN_UNWATCHED: seconds},
+    )
+
+
 # --- saying; all in the caller's transaction --------------------------------------------------
 
 

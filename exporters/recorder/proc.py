@@ -42,7 +42,7 @@ class Traffic(NamedTuple):
 def read(pid: int) -> Reading | None:
     """The process that is *pid* now; None if there is none."""
     text = _text(pid, "stat")
-    if text is None:
+    if not text:
         return None
     # The name before it, in parentheses, may hold anything.
     fields = text[text.rindex(b")") + 2 :].split()

@@ -17,11 +17,15 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from stagewatch.exporters.recorder.limits import memory_left
 from stagewatch.exporters.recorder.start import OUTLIVED_BY_NOTHING
 from stagewatch.safety import report
+
+if TYPE_CHECKING:
+    from stagewatch.exporters.recorder.ingest import Intake
+    from stagewatch.exporters.recorder.watch import Watch
 
 _logger = logging.getLogger(__name__)
 
@@ -52,6 +56,7 @@ class Resident:
         self._asleep = _thread.allocate_lock()
         self._asleep.acquire()
         self._gone = _thread.allocate_lock()
+        self._thread = 0
         self._is_over = False
         self.is_loaded = False
         self._pause = _FIRST_SECONDS
@@ -82,11 +87,17 @@ class Resident:
             self._is_over = True
             self._asleep.release()
             self._free()
-            self._gone.acquire(timeout=_PATIENCE)
+            self._wait_until_gone()
 
     def after_fork(self) -> None:
         """In the parent."""
         self._free()
+
+    def _wait_until_gone(self) -> None:
+        if self._gone.acquire(timeout=_PATIENCE):
+            until = time.monotonic() + _PATIENCE
+            while os.path.exists(f"/proc/self/task/{self._thread}") and time.monotonic() < until:
+                time.sleep(0.0005)  # it needs the interpreter to end
 
     def _locks(self) -> tuple[_thread.LockType, _thread.LockType]:
         return self._reading, self._sending
@@ -99,6 +110,7 @@ class Resident:
     _held: list[_thread.LockType] = []
 
     def _live(self) -> None:
+        self._thread = _thread.get_native_id()
         try:
             while not self._is_over and not self._asleep.acquire(timeout=self._pause):
                 self._round()
@@ -142,7 +154,14 @@ class Resident:
         with suppress_instrumentation():
             if not self.is_loaded:
                 remember_settings(self._room, self._environ)
-            take_in(self._state, self._room, self._environ, is_last_word=False)
+            take_in(self._state, self._room, self._environ, self._finish)
+
+    def _finish(self, watch: Watch, intake: Intake) -> None:
+        now = time.time_ns()
+        watch.bury()
+        intake.tick(watch.sightings(), now)
+        if not self.is_loaded:
+            intake.prune(now)
 
     def _send(self) -> bool:
         from opentelemetry.instrumentation.utils import suppress_instrumentation

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 
 import msgspec
 
-from stagewatch.exporters.recorder import oom
+from stagewatch.exporters.journal import oom_count, oom_kills
 from stagewatch.exporters.recorder.observer import Process
 from stagewatch.exporters.recorder.outcome import Death
 
@@ -29,10 +29,10 @@ class Shortage:
         """Read the counters of *watched*, one for all who share it."""
         for process in watched:
             if process not in self._places:
-                self._places[process] = next(iter(oom.kills(process.pid)), None)
+                self._places[process] = next(iter(oom_kills(process.pid)), None)
         self._places = {process: self._places[process] for process in watched}
         self._before = self._counts
-        counts = {place: oom.read(place) for place in set(self._places.values()) if place}
+        counts = {place: oom_count(place) for place in set(self._places.values()) if place}
         self._counts = {place: count for place, count in counts.items() if count is not None}
 
     def judge(
@@ -55,7 +55,7 @@ class Shortage:
                     self._before.setdefault(place, counters.get(place, self._counts.get(place, 0)))
                     suspects.setdefault(place, []).append(process)
         for place, killed in suspects.items():
-            count = oom.read(place)
+            count = oom_count(place)
             if count is None:
                 continue
             if count > self._before[place] and len(killed) == 1:

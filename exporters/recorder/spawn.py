@@ -29,7 +29,13 @@ _MAIN: Final = (
     "import sys; sys.path += [p for p in sys.argv.pop(1).split(chr(10)) if p not in sys.path];"
     "from stagewatch.exporters.recorder.__main__ import main; main()"
 )
-_NOT_FOR_THE_RECORDER: Final = ("STAGEWATCH_RUN", "TRACEPARENT", "TRACESTATE", "LD_PRELOAD")
+_NOT_FOR_THE_RECORDER: Final = (
+    "STAGEWATCH_RUN",
+    "STAGEWATCH_PARENT",
+    "TRACEPARENT",
+    "TRACESTATE",
+    "LD_PRELOAD",
+)
 _SIGNALS_TO_RESET: Final = (
     signal.SIGPIPE,
     signal.SIGCHLD,

@@ -14,6 +14,8 @@ import _socket
 import ctypes
 import fcntl
 import os
+import select
+import signal
 import struct
 import time
 from collections.abc import Iterator, Mapping
@@ -25,13 +27,15 @@ import msgspec
 from msgspec import Struct
 
 from stagewatch import safety
-from stagewatch.exporters.journal import pid_namespace
+from stagewatch.exporters.journal import pid_namespace, start_ticks
 
 ALIVE_BYTE: Final = 0
 ELECTION_BYTE: Final = 1
 QUEUE: Final = 4096
 SYNC: Final = b"sync"
 SYNCED: Final = b"ok"
+PARENT_VARIABLE: Final = "STAGEWATCH_PARENT"
+"""``PID.TICKS`` of a `stagewatch run` that lets the recorder send before all ends."""
 _PATIENCE_SECONDS: Final = 1.0
 _START_SECONDS: Final = 10.0
 OUTLIVED_BY_NOTHING: Final = "nothing outlives this process"
@@ -139,11 +143,52 @@ def ask_to_take_in(room: Path, timeout: float = 2.0) -> bool:
 
 def dies_with_us() -> bool:
     """Whether a recorder started here would be our child or die with us (decisions 5 and 27)."""
-    if 1 in (os.getpid(), os.getppid(), _opener()) and pid_namespace() != _INITIAL_NAMESPACE:
+    if _is_seen_off():
+        return False
+    if ends_with((os.getpid(), os.getppid(), _opener())):
         return True
     flag = ctypes.c_int(0)
     ctypes.CDLL(None).prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(flag), 0, 0, 0)
     return bool(flag.value)
+
+
+def ends_with(pids: tuple[int, ...]) -> bool:
+    """Whether this PID namespace ends when one of *pids* does."""
+    return 1 in pids and pid_namespace() != _INITIAL_NAMESPACE
+
+
+def _is_seen_off() -> bool:
+    pid, _, ticks = os.environ.get(PARENT_VARIABLE, "").partition(".")
+    try:
+        return bool(pid) and start_ticks(int(pid)) == int(ticks)
+    except (OSError, ValueError, IndexError):
+        return False
+
+
+def end_recorder(room: Path, timeout: float) -> None:
+    """Let the recorder of *room* send what it can and end; waits for that, at most *timeout*."""
+    with _opened(room / "alive", os.O_RDONLY) as alive:
+        pid = _holder(alive, ALIVE_BYTE)
+    if pid <= 0:
+        return
+    pidfd = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        poll.poll(timeout * 1000)
+    finally:
+        os.close(pidfd)
+
+
+def no_room() -> str:
+    """Why a recorder would take memory that the job needs; empty where there is enough."""
+    from stagewatch.exporters.recorder.limits import memory_limit
+
+    limit = memory_limit()
+    if limit is None or limit > _LITTLE_MEMORY:
+        return ""
+    return f"a limit of {limit >> 20} MB of memory leaves no room for a recorder"
 
 
 def _opener() -> int:
@@ -290,7 +335,8 @@ def _elect(directory: int, room: Path, environ: Mapping[str, str], state: Path) 
                 return False
         from stagewatch.exporters.recorder.spawn import spawn  # most processes need none
 
-        _leave_room_for_the_job()
+        if reason := no_room():
+            raise Alone(reason)
         path = socket_path(room, directory)
         with suppress(FileNotFoundError):
             os.unlink(path)
@@ -306,18 +352,15 @@ def _elect(directory: int, room: Path, environ: Mapping[str, str], state: Path) 
         return True
 
 
-def _leave_room_for_the_job() -> None:
-    from stagewatch.exporters.recorder.limits import memory_limit
-
-    limit = memory_limit()
-    if limit is not None and limit <= _LITTLE_MEMORY:
-        raise Alone(f"a limit of {limit >> 20} MB of memory leaves no room for a recorder")
-
-
 def _is_locked(alive: int, byte: int) -> bool:
+    return _holder(alive, byte) != 0
+
+
+def _holder(alive: int, byte: int) -> int:
+    """Pid of who has locked a byte; 0 if nobody has, -1 if it is in another PID namespace."""
     question = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
-    answer = fcntl.fcntl(alive, fcntl.F_GETLK, question)
-    return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+    kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(alive, fcntl.F_GETLK, question))
+    return 0 if kind == fcntl.F_UNLCK else int(pid) or -1
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from stagewatch.records import (
     RunExiting,
     RunStarted,
     ScopeDefined,
+    SeriesDefined,
     SpanEnded,
     SpanStarted,
     StageEnded,
@@ -110,6 +111,10 @@ def take(books: Books, journal: Journal, record: Record, batch: Batch) -> None:
             if "metrics" in books.signals:
                 points = books.totals.add_foreign(record, journal.resource, record.end)
                 batch.recorded["metrics"] += points
+            if record.number:
+                journal.collected = record.number, record.end
+        case SeriesDefined():
+            journal.series[record.cell] = record
         case LogEmitted():
             _take_log(books, journal, record, batch)
         case _:

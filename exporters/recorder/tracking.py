@@ -15,6 +15,7 @@ from stagewatch.exporters.recorder.closing import known_records
 from stagewatch.exporters.recorder.vitals import Sighting, Vitals
 from stagewatch.exporters.recorder.whereabouts import stage_cell
 from stagewatch.measures import SECOND
+from stagewatch.records import ProcessStarted
 
 WINDOW_SECONDS: Final = 60.0
 """Over so long the throughput of a stage is measured while it runs (decision 14)."""
@@ -80,7 +81,7 @@ class ProcessSeen:
                 continue
             known = self.stages.get(span_id)
             if known is None:
-                begin = uptime - max(now - stage.started.start, 0)
+                begin = uptime_at(journal.process, stage.started.start, now, uptime)
                 cpu = self._cpu_at(begin, vitals, uptime)
                 known = self.stages[span_id] = StageSeen(stage.started.name, begin, cpu)
             known.cell = stage_cell(journal, span_id, sighting.page)
@@ -124,11 +125,11 @@ class ProcessSeen:
         return spent > _STILL * (uptime - self._looked) / SECOND
 
 
-def begin_of(journal: Journal, now: int, uptime: int) -> int:
-    """Uptime at the start of a journal's process."""
-    if journal.process is None:
-        return uptime
-    return journal.process.uptime or uptime - max(now - journal.process.start, 0)
+def uptime_at(process: ProcessStarted | None, moment: int, now: int, uptime: int) -> int:
+    """Uptime at a *moment* of a process's own clock, which nobody sets; *now* of the recorder's."""
+    if process is not None and process.uptime:
+        return min(process.uptime + moment - process.start, uptime)
+    return uptime - max(now - moment, 0)
 
 
 def _is_open(stage: OpenStage | None) -> bool:

@@ -12,12 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
+from msgspec import structs
+
 from stagewatch import safety
 from stagewatch.config import Settings
 from stagewatch.exporters.journal import boot_id, host_id, pid_namespace
 from stagewatch.exporters.life import is_held
 from stagewatch.exporters.page import PageReader
-from stagewatch.exporters.recorder import kernel
+from stagewatch.exporters.recorder import exits, kernel
 from stagewatch.exporters.recorder.deposit import Deposit
 from stagewatch.exporters.recorder.door import Caller, is_key
 from stagewatch.exporters.recorder.follow import Follower, Taker, remove_files
@@ -111,7 +113,7 @@ class Watch:
             if process not in deaths:
                 vitals = self._observer.farewell(process)
                 status = kernel.wait_status(pidfd, *process)
-                deaths[process] = _death(status, vitals)
+                deaths[process] = self._told(process, _death(status, vitals))
         self._certify(deaths)
         self.bury()
 
@@ -253,10 +255,25 @@ class Watch:
         process = Process(follower.pid, follower.ticks)
         status = kernel.zombie_status(*process)
         if status is None and not self._observer.knows(process):
-            self._dead[follower.key] = Death(at=follower.last_sign())
+            self._dead[follower.key] = self._told(process, Death(at=follower.last_sign()))
         else:
             vitals = self._observer.farewell(process)
-            self._certify({process: _death(status, vitals)})
+            self._certify({process: self._told(process, _death(status, vitals))})
+
+    def _told(self, process: Process, death: Death) -> Death:
+        """With what its parent left word of, where that is `stagewatch run`."""
+        found = exits.read(self._room, *process, kernel.is_running)
+        if found is None:
+            return death
+        vitals = death.vitals or Vitals()
+        if found.usage is not None:
+            cpu, memory = found.usage
+            peak = memory or vitals.memory_peak
+            vitals = structs.replace(vitals, cpu_seconds=cpu, memory_peak=peak)
+        status = found.status if death.wait_status is None else death.wait_status
+        return structs.replace(
+            death, wait_status=status, at=found.at, uptime=found.uptime, vitals=vitals
+        )
 
     def _judge_by_page(self, follower: Follower) -> None:
         # Without /proc nobody knows whose a pid is, unless its process holds the page.
@@ -314,24 +331,29 @@ def _sighting(page: PageReader, seen: Seen, *, is_last: bool) -> Sighting:
 
 
 def journals(room: Path) -> list[str]:
-    """Keys of the journals in *room*; sweeps away pages whose process died before its journal."""
+    """Keys of the journals in *room*; sweeps away what processes left that wrote none."""
     names = os.listdir(room)
     keys = [name.removesuffix(".0.journal") for name in names if name.endswith(".0.journal")]
     for name in names:
         key = name.removesuffix(".page")
         if key != name and is_key(key) and key not in keys:
-            _sweep(room / name, key)
+            pid, ticks, _ = key.split(".")
+            if _is_orphan(room / name, int(pid), int(ticks)):
+                remove_files(room, key)
+        elif (process := exits.process(name)) is not None:
+            begin = "{}.{}.".format(*process)
+            is_known = any(key.startswith(begin) for key in keys)
+            if not is_known and _is_orphan(room / name, *process):
+                (room / name).unlink(missing_ok=True)
     return [key for key in keys if is_key(key)]
 
 
-def _sweep(page: Path, key: str) -> None:
+def _is_orphan(path: Path, pid: int, ticks: int) -> bool:
     try:
-        old = time.time() - page.stat().st_mtime > _ORPHAN_SECONDS
+        old = time.time() - path.stat().st_mtime > _ORPHAN_SECONDS
     except OSError:
-        return
-    pid, ticks, _ = key.split(".")
-    if old and not kernel.is_running(int(pid), int(ticks)) and not _is_held(page):
-        remove_files(page.parent, key)
+        return False
+    return old and not kernel.is_running(pid, ticks) and not _is_held(path)
 
 
 def _is_held(page: Path) -> bool:

@@ -68,10 +68,13 @@ class SpanWriter:
                 start,
                 span._kind._value_,
                 scope,
-                plain(clean(span._attributes, messages=self._messages)),
+                clean(span._attributes, messages=self._messages),
                 state.to_header() if state._dict else "",
             )
-            self._append(record)
+            try:
+                self._append(record)
+            except (TypeError, OverflowError, ValueError):
+                self._append(structs.replace(record, attributes=plain(record.attributes)))
         except Exception as error:
             report(error)
 

@@ -7,9 +7,12 @@ those who want to name a stage themselves or count what only they know::
         s.records(out=written, rejected=bad)
 """
 
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+TYPE_CHECKING = False  # of `typing`, whose import costs a short command more than all of this
 if TYPE_CHECKING:
+    from typing import Any
+
     from stagewatch.stages import stage
 
 __all__ = ["stage"]

@@ -133,6 +133,8 @@ def instrumentors(environ: Mapping[str, str]) -> Iterator[Check]:
         library = point.name.removeprefix("stagewatch_")
         if f"stagewatch_{point.name}" in there.names:
             continue  # ours applies the upstream one itself
+        if point.name == "threading" and "stagewatch_concurrent" in there.names - off:
+            continue  # ours stands for it
         if off & {"*", point.name, library}:
             text = f"{point.name}: disabled by OTEL_PYTHON_DISABLED_INSTRUMENTATIONS"
             yield Check(Level.WARNING, "libraries", text)
@@ -177,6 +179,8 @@ def _conflict(point: metadata.EntryPoint) -> str | None:
 def _patched(library: str) -> str:
     if library == "functions":
         return "the functions declared as stages in stagewatch.yaml"
+    if library == "concurrent":
+        return "threads, executors and pools"
     try:
         return f"{library} {metadata.version(library)}"
     except metadata.PackageNotFoundError:

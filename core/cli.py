@@ -10,7 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -18,21 +18,47 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from stagewatch.history import History
+    from stagewatch.live_view import Look
+    from stagewatch.model import Live, Run
     from stagewatch.reading import Place
 
 _EPILOG = """\
 start here:
   opentelemetry-instrument python etl.py   run your job; nothing in it has to change
+  stagewatch run -- ./nightly.sh           or any other command: shell scripts, dbt, spark-submit
   stagewatch report                        its last runs
   stagewatch show last                     the newest run: span tree, stages, datasets, error
+  stagewatch watch                         what runs now, every second
 
 examples:
   stagewatch report flights -n 50          the last 50 runs of one pipeline
   stagewatch show 3f2a --all               the run whose id begins with 3f2a, every span
   stagewatch report --json | jq .runs[0]   for programs
+  stagewatch watch --once                  what runs now, once
+  stagewatch watch --json | jq -c .runs    what runs now, a line a second
   stagewatch doctor                        why do I see nothing?
 
 Exit status: 0 all is well, 1 trouble, 2 the command was not understood.
+"""
+_NOTHING_YET = "; nothing ran yet"
+
+
+_RUN_EPILOG = """\
+A Python command goes through opentelemetry-instrument, if its Python has stagewatch installed:
+
+  stagewatch run -- python etl.py
+  stagewatch run -- python -m warehouse.load --full
+
+Of any other command there are outcome, duration, CPU, memory and lateness, and what it starts
+under opentelemetry-instrument joins its run. Its pipeline is named after the script or the
+command, unless STAGEWATCH_PIPELINE or `match: {script: …}` in stagewatch.yaml says otherwise:
+
+  stagewatch run -- ./nightly.sh
+  STAGEWATCH_PIPELINE=models stagewatch run -- dbt build
+
+Exit status: the command's; 127 it was not found, 126 it cannot be run, 2 there is none. As PID 1 of
+a container 128 + N where signal N ended it; there orphans are reaped, and what is pending is sent
+before the end (STAGEWATCH_EXIT_WAIT).
 """
 
 
@@ -87,6 +113,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="print the version")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
+    run = commands.add_parser(
+        "run",
+        help="run any command as a run of its own",
+        usage="stagewatch run [--] COMMAND [ARGUMENT ...]",
+        description="Runs a command and ends as it does: same exit code, same signal, same input "
+        "and output.",
+        epilog=_RUN_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    run.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    run.set_defaults(run=_run)
+
     report = commands.add_parser(
         "report",
         help="the last runs: outcome, duration, lateness, records, throughput, errors",
@@ -100,12 +138,25 @@ def _parser() -> argparse.ArgumentParser:
 
     show = commands.add_parser(
         "show",
-        help="one run: its span tree, stages, datasets and error",
+        help="one run, also while it runs: its span tree, stages, datasets and error",
         description="One run. Calls that left no span of their own are shown as counts (folded).",
     )
     show.add_argument("wanted", metavar="RUN", help="the beginning of its id, or `last`")
     show.add_argument("--all", action="store_true", help="every span, however many there are")
     show.set_defaults(run=_show)
+
+    watch = commands.add_parser(
+        "watch",
+        help="the runs under way: what each is doing, how far, how fast, how late",
+        description="The runs under way, trouble first, and those that ended within 5 minutes; "
+        "`q` or Ctrl-C leave. Where stdout is no terminal, once.",
+    )
+    watch.add_argument("pipeline", metavar="PIPELINE", nargs="?", help="runs of this one only")
+    watch.add_argument(
+        "--interval", metavar="S", type=_seconds, default=1.0, help="look every S seconds (1)"
+    )
+    watch.add_argument("--once", action="store_true", help="look once and end")
+    watch.set_defaults(run=_watch)
 
     ship = commands.add_parser(
         "ship",
@@ -126,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     doctor.set_defaults(run=_doctor)
 
-    for command in (report, show, ship, doctor):
+    for command in (report, show, watch, ship, doctor):
         command.add_argument("--json", action="store_true", help="for programs")
 
     schema = commands.add_parser(
@@ -158,6 +209,12 @@ def _seconds(text: str) -> float:
 # --- commands ---------------------------------------------------------------------------------
 
 
+def _run(options: argparse.Namespace) -> int:
+    from stagewatch import launch
+
+    return launch.main(options.command)
+
+
 def _report(options: argparse.Namespace) -> int:
     import time
 
@@ -166,20 +223,29 @@ def _report(options: argparse.Namespace) -> int:
     with _history(_place()) as history:
         runs = history.runs(options.pipeline, options.limit)
         if not runs and options.pipeline is not None:
-            known = ", ".join(history.pipelines())
-            hint = f"; there are {known}" if known else "; nothing ran yet"
-            raise _Trouble(f'no pipeline "{options.pipeline}"{hint}')
+            raise _unknown_pipeline(options.pipeline, history.pipelines())
+        lives = _lives(history, runs)
         usual = {name: history.usual_duration(name) for name in {run.pipeline for run in runs}}
     now = time.time_ns()
     summaries = summarise(runs, now, usual)
     if options.json:
-        _print_json(report_json(runs, summaries, now))
+        _print_json(report_json(runs, summaries, now, lives))
     elif runs:
-        _print(report(runs, summaries, now))
+        _print(report(runs, summaries, now, lives))
     else:
         print("No runs yet. Put `opentelemetry-instrument` in front of your job:")
         print("  opentelemetry-instrument python etl.py")
     return 0
+
+
+def _lives(history: History, runs: Sequence[Run]) -> dict[str, Live]:
+    seen = ((run.run_id, history.live(run.run_id)) for run in runs if run.end is None)
+    return {run_id: live for run_id, live in seen if live is not None}
+
+
+def _unknown_pipeline(name: str, known: Sequence[str]) -> _Trouble:
+    there = ", ".join(known)
+    return _Trouble(f'no pipeline "{name}"' + (f"; there are {there}" if there else _NOTHING_YET))
 
 
 def _show(options: argparse.Namespace) -> int:
@@ -197,9 +263,13 @@ def _show(options: argparse.Namespace) -> int:
         stages = history.stages(run.run_id)
         operations = history.operations(run.run_id)
         datasets = history.datasets(run.run_id)
+        live = history.live(run.run_id)
+        notices = history.notices(run.run_id)
     now = time.time_ns()
     if options.json:
-        _print_json(show_json(run, spans, stages, operations, datasets, now=now))
+        _print_json(
+            show_json(run, spans, stages, operations, datasets, now=now, live=live, notices=notices)
+        )
     else:
         pipeline = here.config.pipelines.get(run.pipeline)
         declared = pipeline.stages if pipeline is not None else ()
@@ -211,10 +281,55 @@ def _show(options: argparse.Namespace) -> int:
                 operations,
                 datasets,
                 now=now,
+                live=live,
+                notices=notices,
                 everything=options.all,
                 declared=declared,
             )
         )
+    return 0
+
+
+def _watch(options: argparse.Namespace) -> int:
+    """``--json``: one document with ``--once``, else a line of JSON for every look."""
+    import json
+    import time
+
+    from rich.console import Console
+
+    from stagewatch.history import open_history
+    from stagewatch.live_view import LiveTable, look, look_json
+    from stagewatch.reading import take_in
+    from stagewatch.screen import keep_showing, no_keys, repeatedly
+
+    here = _place()
+    with _readable(here):
+        history = open_history(here.state)
+    with history, suppress(KeyboardInterrupt):  # which is how one leaves
+
+        def seen() -> Look:
+            is_complete = take_in(here.state)
+            with _readable(here):
+                return look(history, time.time_ns(), options.pipeline, is_complete=is_complete)
+
+        first = seen()
+        with _readable(here):
+            known = history.pipelines()
+        if options.pipeline not in (None, *known, *here.config.pipelines):
+            raise _unknown_pipeline(options.pipeline, known)
+        no_style = bool(os.environ.get("NO_COLOR"))
+        console = Console(highlight=False, color_system=None if no_style else "auto")
+        if options.json and options.once:
+            _print_json(look_json(first))
+        elif options.json:
+            for _ in repeatedly(options.interval, no_keys):
+                print(json.dumps(look_json(seen()), ensure_ascii=False), flush=True)
+        elif options.once or not sys.stdout.isatty() or console.is_dumb_terminal:
+            _print(LiveTable(first))
+        else:
+            keep_showing(
+                console, options.interval, lambda lines: LiveTable(seen(), "q leaves", lines)
+            )
     return 0
 
 
@@ -296,7 +411,8 @@ def _history(here: Place) -> Iterator[History]:
     from stagewatch.history import open_history
     from stagewatch.reading import take_in
 
-    take_in(here.state)
+    if not take_in(here.state):
+        print("stagewatch: a recorder does not answer: this may be old", file=sys.stderr)
     with _readable(here), open_history(here.state) as history:
         yield history
 

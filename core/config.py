@@ -157,6 +157,11 @@ class ConfigError(ValueError):
         return "\n".join(self.faults)
 
 
+def is_disabled(environ: Mapping[str, str]) -> bool:
+    """Whether the user wants nothing of us at all in a process."""
+    return environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+
+
 class Parameter(Struct, frozen=True):
     """One row of the table of settings."""
 

@@ -106,6 +106,7 @@ create table live(run integer primary key, state blob not null);
 create table notice(
     run int not null, name text not null, key text not null, at int not null,
     attributes blob not null, primary key(run, name, key)) without rowid;
+create index run_end on run(end, start);
 """
 }
 """What brings a file of a version to the next."""
@@ -125,7 +126,7 @@ def connect(state: Path, *, readonly: bool = False) -> sqlite3.Connection:
     """A connection in autocommit mode, at the current schema; made by the first who writes.
 
     Raises OSError where it cannot be made, and sqlite3.Error, also for a file of a newer version
-    and, if `readonly`, for a missing one.
+    and, if `readonly`, for a missing one and for one of an older version that cannot be written.
     """
     path = state / FILE
     if readonly:
@@ -133,6 +134,8 @@ def connect(state: Path, *, readonly: bool = False) -> sqlite3.Connection:
             f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=10, isolation_level=None
         )
         link.execute("pragma cache_size=-4000")
+        if 0 < link.execute("pragma user_version").fetchone()[0] < VERSION:
+            connect(state).close()
         return link
     # SQLite makes a new file by the umask, and its WAL with the same mode. Never open one that is
     # there: closing it would drop the POSIX locks of this process's other connections, and the

@@ -15,14 +15,14 @@ from opentelemetry import trace
 from opentelemetry.instrumentation.dependencies import DependencyConflictError
 from opentelemetry.instrumentation.distro import BaseDistro  # type: ignore[attr-defined]
 
-from stagewatch import lifecycle, semconv
+from stagewatch import clock, lifecycle, semconv, surroundings
 from stagewatch.exporters.spans import SpanWriter
 from stagewatch.processors.span_processor import PipelineProcessor
 from stagewatch.safety import guarded
 
 _logger = logging.getLogger(__name__)
-_OURS = {"requests"}
-"""Upstream instrumentors that ours load themselves, once the library is really imported."""
+_OURS = {"requests": "stagewatch_requests", "threading": "stagewatch_concurrent"}
+"""Ours in place of upstream instrumentors: they load those when it is time, or do without."""
 
 _spans: SpanWriter | None = None
 
@@ -37,9 +37,9 @@ class Distro(BaseDistro):  # type: ignore[misc]
         them all. Raises ImportError and DependencyConflictError, which upstream's loader expects.
         """
         name = entry_point.name
-        if name in _OURS and f"stagewatch_{name}" not in _disabled():
+        if name in _OURS and _OURS[name] not in _disabled():
             return
-        if name.removeprefix("stagewatch_") in _disabled():
+        if not _disabled().isdisjoint(_other_names(name)):
             return
         kwargs |= {"skip_dep_check": False, "raise_exception_on_conflict": True}
         absent: Exception | None = None
@@ -50,6 +50,12 @@ class Distro(BaseDistro):  # type: ignore[misc]
                 absent = error
         if absent:
             raise absent
+
+
+def _other_names(name: str) -> set[str]:
+    """``pandas`` stands for ``stagewatch_pandas``, ``threading`` for ``stagewatch_concurrent``."""
+    upstream = {theirs for theirs, ours in _OURS.items() if ours == name}
+    return upstream | {name.removeprefix("stagewatch_")}
 
 
 def _disabled() -> set[str]:
@@ -65,15 +71,17 @@ class Configurator:
     def configure(self, **_: Any) -> None:
         """Called by ``opentelemetry-instrument``; never raises."""
         global _spans
-        prepared = lifecycle.prepare()
+        prepared = surroundings.prepare()
         if prepared is None:
             return
-        from opentelemetry.sdk.trace import TracerProvider
+        import opentelemetry.sdk.trace as sdk
 
         from stagewatch.ids import OwnIds
 
         _spans = SpanWriter(messages=prepared.config.settings.exception_messages)
-        provider = TracerProvider(
+        # A user's span that a step of the clock falls into would be out of its stage, or negative.
+        sdk.time_ns = clock.now  # type: ignore[attr-defined]
+        provider = sdk.TracerProvider(
             resource=_resource(prepared.pipeline.name),
             shutdown_on_exit=False,
             active_span_processor=PipelineProcessor(_spans.write),
@@ -88,7 +96,7 @@ def open_run() -> None:
     provider = trace.get_tracer_provider()
     spans, elsewhere = _spans, False
     if spans is None and hasattr(provider, "add_span_processor"):
-        prepared = lifecycle.prepare()
+        prepared = surroundings.prepare()
         if prepared is None:
             return
         spans, elsewhere = SpanWriter(messages=prepared.config.settings.exception_messages), True
@@ -101,7 +109,7 @@ def open_run() -> None:
     from stagewatch.exporters import logs, metrics
 
     metrics.install(journal, resource)
-    prepared = lifecycle.prepare()
+    prepared = surroundings.prepare()
     messages = prepared is not None and prepared.config.settings.exception_messages
     logs.install(journal, resource, os.environ, messages=messages)
 

@@ -21,7 +21,7 @@ from stagewatch.checks import Check, Level
 from stagewatch.database import FILE
 from stagewatch.exporters import state
 from stagewatch.exporters.journal import pid_namespace
-from stagewatch.exporters.recorder.start import dies_with_us, has_living_recorder
+from stagewatch.exporters.recorder.start import dies_with_us, has_living_recorder, no_room
 from stagewatch.figures import size
 from stagewatch.history import open_history
 from stagewatch.model import DeclaredStage
@@ -155,10 +155,13 @@ def _state(here: reading.Place) -> Iterator[Check]:
 def _recorder(here: reading.Place, goal: state.Destination) -> Iterator[Check]:
     ours = here.state / "rooms" / f"{goal.key}-{pid_namespace()}"
     if dies_with_us():
-        text = "cannot outlive a job here (PID 1 of a container, or a subreaper): jobs ship at "
-        yield Check(Level.OK, "recorder", text + "their end, waiting STAGEWATCH_EXIT_WAIT at most")
+        text = "cannot outlive a job here (PID 1 of a container, or a subreaper): a thread of the "
+        text += "job sends, and the rest goes at its end, waiting STAGEWATCH_EXIT_WAIT at most"
+        yield Check(Level.OK, "recorder", text)
     elif has_living_recorder(ours):
         yield Check(Level.OK, "recorder", "is alive")
+    elif reason := no_room():
+        yield Check(Level.WARNING, "recorder", f"{reason}: a thread of each job sends")
     else:
         yield Check(Level.OK, "recorder", "none runs just now; the next job starts it")
     for room in reading.rooms(here.state):

@@ -89,6 +89,16 @@ def size(count_of_bytes: int) -> str:
     return f"{value:.1f} {unit}" if value < 9.95 and unit != "B" else f"{value:.0f} {unit}"
 
 
+def lateness(seconds: float) -> str:
+    """Of a lateness minutes matter, not tenths of a second: ``+600ms``, ``+59m``, ``+2h14m``."""
+    if 1 <= seconds < 59.5:
+        return f"+{seconds:.0f}s"
+    if 59.5 <= seconds < 3570:
+        return f"+{round(seconds / 60)}m"
+    whole_hour = 3600 if seconds >= 3570 else 0
+    return "+" + duration(max(seconds, whole_hour)).replace(" ", "")
+
+
 def percent(ratio: float) -> str:
     """``0 %``, ``<0.1 %``, ``2.5 %``, ``100 %``; a ratio that is not 1 never reads as 100 %."""
     if 0 < ratio < 0.001:
@@ -117,6 +127,13 @@ def plain(text: str) -> str:
 def at(time: int) -> datetime:
     """A time of the history, in UTC."""
     return datetime.fromtimestamp(time / SECOND, UTC)
+
+
+def clock(time: int, now: int) -> str:
+    """Local time of day, with the date unless it is today's: ``02:45:00``, ``11-20 23:59:58``."""
+    local = at(time).astimezone()
+    is_today = local.date() == at(now).astimezone().date()
+    return f"{local:{'%H:%M:%S' if is_today else '%m-%d %H:%M:%S'}}"
 
 
 def iso(time: int | None) -> str | None:

@@ -103,6 +103,15 @@ class History:
         )
         return [_run(row) for row in rows]
 
+    def ended(self, since: int, limit: int = 20) -> list[Run]:
+        """Runs that ended after *since* (ns), the last one first."""
+        rows = self.link.execute(
+            f"select {', '.join(_RUN_COLUMNS)} from run where end > ? and {_KNOWN} "
+            "order by end desc limit ?",
+            [since, limit],
+        )
+        return [_run(row) for row in rows]
+
     def live(self, run_id: str) -> Live | None:
         """What its recorder saw of a run under way; None of one that is over or very young."""
         from msgspec.msgpack import decode as unpack
@@ -144,11 +153,15 @@ class History:
         return [Dataset(**row) for row in rows]
 
     def spans(self, run_id: str) -> Iterator[SpanRow]:
-        """All spans kept of the run, by their start; the run's own among them once it is over."""
+        """All spans kept of the run, by their start; the run's own among them once it is over.
+
+        Not those that only say something of it while it runs: see `notices`.
+        """
         rows = self.link.execute(
             "select span.role, span.state, span.failed, scope.name, span.record from span "
             "join run on run.id = span.run join scope on scope.id = span.scope "
-            "where run.run_id = ? order by span.start, span.seconds desc",
+            "where run.run_id = ? and (span.role != 0 or span.span_id = run.span_id) "
+            "order by span.start, span.seconds desc",
             [run_id],
         )
         for role, state, failed, scope, blob in rows:

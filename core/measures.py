@@ -110,6 +110,33 @@ def usual_duration(durations: Collection[float]) -> float | None:
     return percentile(durations, 50) if len(durations) >= 3 else None
 
 
+MOST_PROGRESS = 0.99
+"""What is still going is not done."""
+
+
+def progress(done: float, whole: float | None) -> float | None:
+    """done / whole, between 0 and `MOST_PROGRESS`; None where nobody knows the whole."""
+    if not whole:
+        return None
+    return min(max(done / whole, 0.0), MOST_PROGRESS)
+
+
+def remaining(elapsed: int, progress: float) -> int:
+    """Nanoseconds that are left if all goes on as it went: elapsed (1 - progress) / progress."""
+    return round(elapsed * (1 - progress) / progress)
+
+
+def moment(at: int, uptime: int, start: int, start_uptime: int) -> int:
+    """When, in ns, something happened to what began at *start*: start + what the uptime says.
+
+    *at*, what the clock showed, counts only where an uptime is unknown (0): a clock that was set in
+    between changes neither order nor duration.
+    """
+    if not uptime or not start_uptime:
+        return at
+    return start + max(uptime - start_uptime, 0)
+
+
 def eta(start: int, now: int, durations: Collection[float]) -> int | None:
     """When a run that is still going may end, in ns, judged by past durations.
 

@@ -216,6 +216,8 @@ class Live(Struct, frozen=True, kw_only=True):
     doing: Doing = Doing.RUNNING
     since: int = 0
     """When it last moved: recorded anything, or used CPU or I/O."""
+    waits_for: str | None = None
+    """Of a run that waits: ``operation``, ``socket``, ``child`` or ``unreadable``."""
     stages: tuple[LiveStage, ...] = ()
     """Open ones of all its processes, by their start."""
     operation: str | None = None

@@ -12,8 +12,8 @@ from opentelemetry import trace
 from opentelemetry.trace import Span, SpanContext
 from opentelemetry.util.types import AttributeValue
 
+from stagewatch import clock, records, semconv
 from stagewatch import recording as state
-from stagewatch import records, semconv
 from stagewatch.failures import error_type, fail_span
 from stagewatch.model import Dataset
 from stagewatch.recording import OperationTally, Recording
@@ -28,7 +28,7 @@ from stagewatch.tracing import (
     transferred,
 )
 
-_clock = time.time_ns
+_clock = clock.now
 _ticks = time.monotonic_ns
 
 

@@ -48,6 +48,36 @@ def program(orig_argv: Sequence[str]) -> Program:
     return Program()
 
 
+_SHELLS = {"sh", "ash", "bash", "dash", "ksh", "zsh"}
+
+
+def command(arguments: Sequence[str], path: str | None) -> Program:
+    """What a command line runs: Python's script or module, a shell's script, else the command.
+
+    *path*: where the command is, None if nowhere.
+    """
+    name = os.path.basename(arguments[0])
+    if name.startswith("python"):
+        return program(arguments)
+    script = _shell_script(arguments) if name in _SHELLS else None
+    return Program(script=script or path or arguments[0])
+
+
+def _shell_script(arguments: Sequence[str]) -> str | None:
+    rest = list(arguments[1:])
+    while rest:
+        option = rest.pop(0)
+        if option[:1] not in ("-", "+"):
+            return option
+        if option == "--":
+            return rest[0] if rest else None
+        if option[:2] != "--" and "c" in option:
+            return None
+        if option[:2] != "--" and option.endswith("o"):
+            rest = rest[1:]
+    return None
+
+
 def _is_flags(argument: str) -> bool:
     return argument.startswith("-") and not argument.startswith("--") and argument[1:].isalpha()
 
@@ -63,6 +93,8 @@ class ParentRun(Struct, frozen=True):
     span_id: str
     sampled: bool
     pipeline: str
+    clock: int = 0
+    """`stagewatch.clock.offset` there; 0 if unknown."""
 
     def to_environment(self) -> str:
         """As it stands in ``STAGEWATCH_RUN``."""
@@ -74,6 +106,7 @@ class ParentRun(Struct, frozen=True):
                 self.trace_id,
                 self.span_id,
                 "1" if self.sampled else "0",
+                str(self.clock),
                 self.pipeline,
             )
         )
@@ -82,6 +115,9 @@ class ParentRun(Struct, frozen=True):
     def is_alive(self) -> bool:
         """Whether the process that opened the run still is; a run ends with it."""
         try:
+            if not self.ticks:  # it had no /proc to say more
+                os.kill(self.pid, 0)
+                return True
             return start_ticks(self.pid) == self.ticks
         except (OSError, ValueError, IndexError):
             return False
@@ -94,15 +130,22 @@ class ParentRun(Struct, frozen=True):
 
 def parent_run(value: str | None) -> ParentRun | None:
     """Read ``STAGEWATCH_RUN``; None if it is unset or not ours."""
-    parts = (value or "").split(".", 6)
+    parts = (value or "").split(".", 7)
     try:
-        run_id, pid, ticks, trace_id, span_id, sampled, pipeline = parts
+        run_id, pid, ticks, trace_id, span_id, sampled, clock, pipeline = parts
         if (
             len(run_id) == len(bytes.fromhex(trace_id)) * 2 == 32
             and len(bytes.fromhex(span_id)) == 8
         ):
             return ParentRun(
-                run_id, int(pid), int(ticks), trace_id, span_id, sampled == "1", pipeline
+                run_id,
+                int(pid),
+                int(ticks),
+                trace_id,
+                span_id,
+                sampled == "1",
+                pipeline,
+                int(clock),
             )
     except ValueError:
         pass

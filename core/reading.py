@@ -16,6 +16,8 @@ from stagewatch.safety import guarded
 
 PATIENCE: Final = 2.0
 """Seconds that recorders get to take in their journals before the history is read as it is."""
+_LAST_SECONDS: Final = 0.5
+_NAP_SECONDS: Final = 0.02
 
 
 class Place(Struct, frozen=True):
@@ -52,17 +54,34 @@ def has_journals(room: Path) -> bool:
         return False
 
 
-def take_in(state: Path) -> None:
+def take_in(state: Path) -> bool:
     """Let the history catch up with all journals: by their recorders, or here where none lives.
 
-    Waits `PATIENCE` seconds for recorders. Raises nothing: what cannot be taken in stays for later.
+    False if a recorder lives that did not answer: waits `PATIENCE` seconds for them. Raises
+    nothing: what cannot be taken in stays for later.
     """
     until = time.monotonic() + PATIENCE
+    is_complete = True
     for room in rooms(state):
         with guarded:
-            if has_living_recorder(room):
-                ask_to_take_in(room, max(until - time.monotonic(), 0.05))
-            elif has_journals(room):
-                from stagewatch.exporters.recorder import take_in_all
+            is_complete &= _take_in(state, room, until)
+    return is_complete
 
-                take_in_all(state, room)
+
+def _take_in(state: Path, room: Path, until: float) -> bool:
+    while True:
+        left = until - time.monotonic()
+        if has_living_recorder(room):
+            if ask_to_take_in(room, max(left, _LAST_SECONDS)):
+                return True
+        elif not has_journals(room):
+            return True
+        else:
+            from stagewatch.exporters.recorder import take_in_all
+
+            # Where nobody can, nobody will answer later either.
+            if take_in_all(state, room) or not has_living_recorder(room):
+                return True
+        if left <= 0:
+            return False
+        time.sleep(_NAP_SECONDS)  # one that is just coming or leaving does so in moments

@@ -97,6 +97,8 @@ class RunExiting(Struct, array_like=True, tag="X", frozen=True, gc=False):
     uptime: int = 0
     """`stagewatch.measures.uptime` at *end*; where it is known, it and not *end* gives the
     duration."""
+    is_final: bool = False
+    """As `ProcessStarted.final_exit`, where that is known only later: no recorder could start."""
 
 
 class StageStarted(Struct, array_like=True, tag="B", frozen=True, gc=False):

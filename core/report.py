@@ -3,7 +3,8 @@
 Nothing here reads a file or a clock. Times are nanoseconds since the epoch, durations seconds.
 
 Keys of ``stagewatch report --json``: ``runs``, newest first, each as `run_json` gives it, and
-``pipelines``, each as `summary_json` gives it. Keys are only ever added.
+``pipelines``, each as `summary_json` gives it. Keys are only ever added. Where a function takes
+``lives``, these are the active runs' live states by run id, as far as there are any.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from stagewatch.figures import (
     duration,
     error_ratio_of,
     iso,
+    lateness,
     lateness_of,
     outcome_word,
     percent,
@@ -37,7 +39,8 @@ from stagewatch.figures import (
     seconds_of,
     throughput_of,
 )
-from stagewatch.model import Outcome, Run
+from stagewatch.in_flight import DOING_STYLES, doing_word, in_one_line, live_json
+from stagewatch.model import Live, Outcome, Run
 
 _NARROWEST_BAR: Final = 3
 _WIDEST_BAR: Final = 20
@@ -93,10 +96,12 @@ class RunsTable(Struct, frozen=True):
 
     runs: tuple[Run, ...]
     now: int
+    lives: Mapping[str, Live] = {}
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         longest = max((seconds_of(run, self.now) for run in self.runs), default=0.0)
-        rows = [_cells(run, self.now) for run in self.runs]
+        words = [self._word(run) for run in self.runs]
+        rows = [_cells(run, word, self.now) for run, word in zip(self.runs, words, strict=True)]
         widths = [max(cell_len(row[i]) for row in [_HEADS, *rows]) for i in range(len(_HEADS))]
         # One column of space after each; what is wide gives way to the width there is.
         spare = options.max_width - sum(widths) - len(widths) - _NARROWEST_BAR
@@ -108,13 +113,16 @@ class RunsTable(Struct, frozen=True):
         bold, red = console.get_style("bold"), console.get_style("red")
         heads = (*_HEADS[:_BAR], "", *_HEADS[_BAR:])
         yield from _line(heads, widths, dict.fromkeys(range(len(heads)), bold))
-        for run, row in zip(self.runs, rows, strict=True):
+        for run, word, row in zip(self.runs, words, rows, strict=True):
             share = seconds_of(run, self.now) / longest if longest else 0.0
-            outcome = console.get_style(STYLES[outcome_word(run)])
+            outcome = console.get_style(_WORD_STYLES[word])
             styles = {_OUTCOME: outcome, _BAR: outcome}
             if lateness_of(run, self.now) > 0:
                 styles[_BAR + 1] = red
             yield from _line((*row[:_BAR], bar(share, bar_width), *row[_BAR:]), widths, styles)
+
+    def _word(self, run: Run) -> str:
+        return outcome_word(run) if run.outcome else doing_word(self.lives.get(run.run_id))
 
 
 def _line(
@@ -132,16 +140,19 @@ _GIVING_WAY: Final = ((_NAME, 8), (_OUTCOME, 8), (_NAME, 5))
 """Columns and the width down to which each is cut, one after the other."""
 
 
-def _cells(run: Run, now: int) -> tuple[str, ...]:
+_WORD_STYLES: Final = {**STYLES, **DOING_STYLES}
+
+
+def _cells(run: Run, word: str, now: int) -> tuple[str, ...]:
     late = lateness_of(run, now)
     same_year = at(run.start).year == at(now).year
     return (
         f"{at(run.start).astimezone():{'%m-%d %H:%M' if same_year else '%Y-%m-%d'}}",
         run.run_id[:8],
         plain(run.pipeline),
-        outcome_word(run),
+        word,
         duration(seconds_of(run, now)).replace(" ", ""),
-        _late(late) if late > 0 else NOTHING,
+        lateness(late) if late > 0 else NOTHING,
         count(run.records_in),
         count(run.records_out),
         count(throughput_of(run, now)),
@@ -149,20 +160,14 @@ def _cells(run: Run, now: int) -> tuple[str, ...]:
     )
 
 
-def _late(seconds: float) -> str:
-    """Of a lateness minutes matter, not tenths of a second: ``+600ms``, ``+59m``, ``+2h14m``."""
-    if 1 <= seconds < 59.5:
-        return f"+{seconds:.0f}s"
-    if 59.5 <= seconds < 3570:
-        return f"+{round(seconds / 60)}m"
-    whole_hour = 3600 if seconds >= 3570 else 0
-    return "+" + duration(max(seconds, whole_hour)).replace(" ", "")
-
-
-def report(runs: Sequence[Run], summaries: Sequence[Summary], now: int) -> RenderableType:
-    """The table of runs, newest first, and a line for each pipeline among them."""
+def report(
+    runs: Sequence[Run], summaries: Sequence[Summary], now: int, lives: Mapping[str, Live]
+) -> RenderableType:
+    """The table of runs, newest first, a line for each one under way and each pipeline."""
+    under_way = [in_one_line(run, lives[run.run_id], now) for run in runs if run.run_id in lives]
     lines = [_summary_line(summary, now) for summary in summaries]
-    return Group(RunsTable(tuple(runs), now), Text(), *lines)
+    gap = [Text()] if under_way else []
+    return Group(RunsTable(tuple(runs), now, lives), *gap, *under_way, Text(), *lines)
 
 
 def _summary_line(summary: Summary, now: int) -> Text:
@@ -186,11 +191,12 @@ def _summary_line(summary: Summary, now: int) -> Text:
 # --- JSON -------------------------------------------------------------------------------------
 
 
-def run_json(run: Run, now: int) -> dict[str, Any]:
+def run_json(run: Run, now: int, live: Live | None = None) -> dict[str, Any]:
     """A run under documented keys: times ISO 8601 in UTC, durations in seconds, sizes in bytes.
 
     ``duration`` and ``lateness`` of an active run are those so far; ``outcome`` and ``end`` are
-    null until it ends.
+    null until it ends, ``live`` (`stagewatch.in_flight.live_json`) is null from then on.
+    ``last_stage`` and ``last_operation`` are where its process died.
     """
     return {
         "run_id": run.run_id,
@@ -219,6 +225,9 @@ def run_json(run: Run, now: int) -> dict[str, Any]:
         "pid": run.pid,
         "wait_status": run.wait_status,
         "parent_run_id": run.parent_run_id,
+        "last_stage": run.last_stage,
+        "last_operation": run.last_operation,
+        "live": live_json(live, now) if live and run.end is None else None,
     }
 
 
@@ -234,8 +243,10 @@ def summary_json(summary: Summary) -> dict[str, Any]:
     }
 
 
-def report_json(runs: Sequence[Run], summaries: Sequence[Summary], now: int) -> dict[str, Any]:
+def report_json(
+    runs: Sequence[Run], summaries: Sequence[Summary], now: int, lives: Mapping[str, Live]
+) -> dict[str, Any]:
     return {
-        "runs": [run_json(run, now) for run in runs],
+        "runs": [run_json(run, now, lives.get(run.run_id)) for run in runs],
         "pipelines": [summary_json(summary) for summary in summaries],
     }

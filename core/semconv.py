@@ -45,6 +45,8 @@ RUN_MEMORY_PEAK: Final = "pipeline.run.memory.peak"
 """Bytes: peak resident size of the run's own process."""
 RUN_WAIT_STATUS: Final = "stagewatch.run.wait_status"
 """As wait(2) gives it; absent where the kernel could not be asked."""
+RUN_UNWATCHED: Final = "stagewatch.run.unwatched"
+"""Seconds that nobody watched the run, on the notice that says so."""
 RUN_DETAILS_CUT: Final = "stagewatch.run.details_cut"
 """Details of the run that were not sent because of the cap per trace."""
 ERROR_PLACE: Final = "stagewatch.error.place"
@@ -76,6 +78,10 @@ PROCESS_DIED: Final = "process died"
 TELEMETRY_GAP: Final = "telemetry gap"
 """Nobody watched for a while: recorder and keeper were both dead."""
 
+EVENT_PREFIX: Final = "pipeline."
+"""Before a name above, its words joined by dots: the event on the run's span, and the log's
+``event.name``: ``pipeline.run.late``."""
+
 # --- span attributes: stage -------------------------------------------------------------------
 
 STAGE_NAME: Final = "pipeline.stage.name"
@@ -84,6 +90,8 @@ STAGE_RECORDS_OUT: Final = "pipeline.stage.records.out"
 STAGE_RECORDS_REJECTED: Final = "pipeline.stage.records.rejected"
 STAGE_THROUGHPUT: Final = "pipeline.stage.throughput"
 """Records per second: out (in, if there is no out) / seconds of the stage."""
+STAGE_LATENESS: Final = "pipeline.stage.lateness"
+"""Seconds beyond its declared maximum duration, when that was said."""
 STAGE_ERROR_RATIO: Final = "pipeline.stage.error.ratio"
 """rejected / (out + rejected); 1 if the stage failed without counts."""
 STAGE_RETRIES: Final = "pipeline.stage.retries"
@@ -314,6 +322,14 @@ TELEMETRY_PENDING: Final = Metric(
 )
 OVERHEAD: Final = Metric(
     "stagewatch.overhead", "counter", "s", "CPU time of our start-up and exit inside jobs.", ()
+)
+
+UNWATCHED: Final = Metric(
+    "stagewatch.unwatched",
+    "counter",
+    "s",
+    "Time of runs under way that nobody watched: recorder and keeper were dead.",
+    (),
 )
 
 METRICS: Final = tuple(value for value in dict(globals()).values() if isinstance(value, Metric))

@@ -1,41 +1,56 @@
 """What `stagewatch show` shows: one run with its span tree, stages, datasets and error.
 
 Pure functions over rows of the history. Keys of ``stagewatch show --json``: ``run`` (as in
-``report --json``), ``stages``, ``operations``, ``datasets``, ``spans`` (all of them, by start).
-Keys are only ever added.
+``report --json``; of a run under way with ``live``, what it is doing), ``stages``, ``operations``,
+``datasets``, ``spans`` (all that have ended, by start), ``notices`` (what was said of the run while
+it ran: ``at``, ``name``, ``attributes``). Keys are only ever added.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from stagewatch import measures
 from stagewatch.figures import (
-    NOTHING,
     SECOND,
     at,
+    bar,
+    clock,
     count,
     duration,
     exact,
     iso,
     lateness_of,
     outcome_text,
-    percent,
     plain,
     seconds_of,
     size,
     throughput_of,
 )
-from stagewatch.model import Dataset, Operation, Outcome, Run, Stage
+from stagewatch.in_flight import (
+    doing_text,
+    is_stale,
+    notice_text,
+    notices_json,
+    place,
+    remaining,
+    where,
+    whole_percent,
+)
+from stagewatch.model import Dataset, Live, Notice, Operation, Outcome, Run, Stage
 from stagewatch.report import run_json
+from stagewatch.semconv import RUN_STARTED, STACKTRACE
+from stagewatch.stage_table import error_ratio, stage_table, throughput
 from stagewatch.tree import MOST_SPANS, Span, TreeView, took, tree
 
 _MOST_DATASETS: Final = 40
+_MOST_NOTICES: Final = 12
+_MOST_STACK_LINES: Final = 20
+_PROGRESS_WIDTH: Final = 20
 
 
 def show(
@@ -46,17 +61,26 @@ def show(
     datasets: Sequence[Dataset],
     *,
     now: int,
+    live: Live | None = None,
+    notices: Sequence[Notice] = (),
     everything: bool = False,
     declared: Collection[str] = (),
 ) -> RenderableType:
-    """The whole picture of one run; *declared*: names of the stages its pipeline should have."""
-    lines = tree(run, spans, stages, operations, now=now, most=None if everything else MOST_SPANS)
+    """The whole picture of one run; *declared*: names of the stages its pipeline should have.
+
+    *live*: of a run under way, as far as it was seen; *notices*: what was said while it ran.
+    """
+    live = live if run.end is None else None
+    most = None if everything else MOST_SPANS
+    lines = tree(run, spans, stages, operations, now=now, live=live, most=most)
     end = run.end if run.end is not None else now
     latest = max([end, *(span.end for span in spans)])
-    parts: list[RenderableType] = [_header(run, now), Text()]
-    parts.append(TreeView(tuple(lines), run.start, latest))
-    if stages:
-        parts += [Text(), _stages(stages)]
+    parts: list[RenderableType] = [_header(run, live, now)]
+    if said := [notice for notice in notices if notice.name != RUN_STARTED]:
+        parts += [Text(), _notices(said, now, everything=everything)]
+    parts += [Text(), TreeView(tuple(lines), run.start, latest)]
+    if stages or (live and live.stages):
+        parts += [Text(), stage_table(stages, live.stages if live else (), now)]
     missing = sorted(set(declared) - {stage.name for stage in stages})
     if missing and run.outcome == Outcome.SUCCESS:
         names = ", ".join(map(plain, missing))
@@ -70,16 +94,16 @@ def show(
     return Group(*parts)
 
 
-def _header(run: Run, now: int) -> RenderableType:
+def _header(run: Run, live: Live | None, now: int) -> RenderableType:
     title = Text(plain(run.pipeline), "bold")
     title.append("  ")
-    title.append_text(outcome_text(run))
+    title.append_text(outcome_text(run) if run.outcome else doing_text(live, now))
     if run.error_type and run.error_type != run.outcome:
         title.append(f" ({plain(run.error_type)})")
     if run.attempt > 1:
         title.append(f"  attempt {run.attempt}")
     took = duration(seconds_of(run, now)) + (" so far" if run.end is None else "")
-    facts = [
+    facts: list[tuple[str, str | Text]] = [
         ("run", run.run_id),
         ("trace", run.trace_id.hex()),
         ("started", f"{at(run.start).astimezone():%Y-%m-%d %H:%M:%S %z}, took {took}"),
@@ -89,34 +113,63 @@ def _header(run: Run, now: int) -> RenderableType:
     if run.scheduled is not None:
         facts.append(("scheduled", f"{at(run.scheduled).astimezone():%Y-%m-%d %H:%M:%S %z}"))
     if run.deadline is not None:
-        facts.append(("deadline", _deadline(run, run.deadline, now)))
-    facts.append(("records", _records(run, now)))
-    if usage := _usage(run, now):
+        facts.append(("deadline", _deadline(run, run.deadline, live, now)))
+    if words := place(run.last_stage, run.last_operation):
+        facts.append(("died", Text(f"{plain(run.error_type or 'unknown')} {words}", "red")))
+    if live:
+        facts += _in_flight(live, now)
+    facts.append(("records", _records(run, live, now)))
+    if usage := _usage_so_far(live) if live else _usage(run, now):
         facts.append(("used", usage))
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column(overflow="fold")
     for name, value in facts:
-        late = name == "deadline" and lateness_of(run, now) > 0
-        grid.add_row(name, Text(value, "red" if late else ""))
+        grid.add_row(name, value if isinstance(value, Text) else Text(value))
     return Group(title, grid)
 
 
-def _deadline(run: Run, deadline: int, now: int) -> str:
+def _deadline(run: Run, deadline: int, live: Live | None, now: int) -> Text:
+    text = Text(f"{at(deadline).astimezone():%Y-%m-%d %H:%M:%S %z}, ")
     late = lateness_of(run, now)
     if late > 0:
-        distance = f"late by {duration(late)}"
-    elif run.end is None:
-        distance = f"{duration((deadline - now) / SECOND)} left"
+        text.append(f"late by {duration(late)}")
+        text.stylize("red")
+    elif run.end is not None:
+        text.append(f"{duration((deadline - run.end) / SECOND)} to spare")
     else:
-        distance = f"{duration((deadline - run.end) / SECOND)} to spare"
-    return f"{at(deadline).astimezone():%Y-%m-%d %H:%M:%S %z}, {distance}"
+        text.append(f"{duration((deadline - now) / SECOND)} left")
+        if live and live.estimated_end is not None and live.estimated_end > deadline:
+            excess = duration((live.estimated_end - deadline) / SECOND)
+            text.append(f", likely late by {excess}", "yellow")
+    return text
 
 
-def _records(run: Run, now: int) -> str:
+def _in_flight(live: Live, now: int) -> list[tuple[str, str | Text]]:
+    facts: list[tuple[str, str | Text]] = []
+    if words := place(*where(live)):
+        facts.append(("doing", words.removeprefix("in ")))
+    how_far = Text()
+    if live.progress is not None:
+        how_far.append(bar(live.progress, _PROGRESS_WIDTH), "cyan")
+        how_far.append(f" {whole_percent(live.progress)}")
+    if live.estimated_end is not None and (seconds := remaining(live, now)) is not None:
+        how_far.append(", " if how_far else "")
+        how_far.append(f"about {duration(seconds)} to go, until {clock(live.estimated_end, now)}")
+    if how_far:
+        facts.append(("progress", how_far))
+    if is_stale(live, now):
+        ago = duration((now - live.at) / SECOND)
+        facts.append(("seen", Text(f"{ago} ago: no recorder watches it now", "yellow")))
+    return facts
+
+
+def _records(run: Run, live: Live | None, now: int) -> str:
     words = f"{exact(run.records_in)} in, {exact(run.records_out)} out"
     if run.records_rejected:
         words += f", {run.records_rejected:,} rejected"
+    if live and live.throughput is not None:
+        return f"{words}, {count(live.throughput)} records/s in the last minute"
     rate = throughput_of(run, now)
     return words if rate is None else f"{words}, {count(rate)} records/s"
 
@@ -132,65 +185,38 @@ def _usage(run: Run, now: int) -> str:
     return ", ".join(words)
 
 
-_Column = tuple[str, Callable[[Stage], str], Callable[[Stage], object]]
+def _usage_so_far(live: Live) -> str:
+    words = []
+    if live.cpu_share is not None:
+        words.append(f"{live.cpu_share:.1f} cores now")
+    if live.cpu_seconds is not None:
+        words.append(f"{duration(live.cpu_seconds)} CPU")
+    if live.memory is not None:
+        peak = f" (peak {size(live.memory_peak)})" if live.memory_peak else ""
+        words.append(f"{size(live.memory)} memory{peak}")
+    if live.read_bytes:
+        words.append(f"{size(live.read_bytes)} read")
+    if live.written_bytes:
+        words.append(f"{size(live.written_bytes)} written")
+    if live.processes > 1:
+        words.append(f"{live.processes} processes")
+    if live.threads is not None and live.threads > live.processes:
+        words.append(f"{live.threads} threads")
+    return ", ".join(words)
 
 
-def _throughput(stage: Stage) -> float | None:
-    return measures.throughput(stage.records_in, stage.records_out, stage.seconds)
-
-
-def _error_ratio(stage: Stage) -> float:
-    return measures.error_ratio(stage.records_out, stage.records_rejected, failed=stage.failed > 0)
-
-
-def _bytes(moved: int) -> str:
-    return size(moved) if moved else NOTHING
-
-
-# Head, what stands in the cell, and whether the stage has anything to say in this column.
-_COLUMNS: Final[tuple[_Column, ...]] = (
-    ("stage", lambda stage: plain(stage.name), lambda stage: True),
-    ("calls", lambda stage: count(stage.calls), lambda stage: True),
-    ("took", lambda stage: duration(stage.seconds), lambda stage: True),
-    ("in", lambda stage: exact(stage.records_in), lambda stage: stage.records_in is not None),
-    ("out", lambda stage: exact(stage.records_out), lambda stage: stage.records_out is not None),
-    ("rejected", lambda stage: exact(stage.records_rejected), lambda s: s.records_rejected),
-    ("rec/s", lambda stage: count(_throughput(stage)), _throughput),
-    ("errors", lambda stage: percent(_error_ratio(stage)), _error_ratio),
-    ("retries", lambda stage: count(stage.retries), lambda stage: stage.retries),
-    ("bytes in", lambda stage: _bytes(stage.bytes_in), lambda stage: stage.bytes_in),
-    ("bytes out", lambda stage: _bytes(stage.bytes_out), lambda stage: stage.bytes_out),
-    (
-        "CPU",
-        lambda stage: duration(stage.cpu_seconds) if stage.cpu_seconds else "–",
-        lambda stage: stage.cpu_seconds,
-    ),
-    (
-        "peak",
-        lambda stage: size(stage.memory_peak) if stage.memory_peak else "–",
-        lambda stage: stage.memory_peak,
-    ),
-    ("failed", lambda stage: plain(stage.error_type or ""), lambda stage: stage.error_type),
-)
-
-
-def _stages(stages: Sequence[Stage]) -> RenderableType:
-    """One row per stage; a column in which no stage has anything to say is left out."""
-    columns = [column for column in _COLUMNS if any(column[2](stage) for stage in stages)]
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    for head, _, _ in columns:
-        words = head in ("stage", "failed")
-        table.add_column(
-            head,
-            justify="left" if words else "right",
-            overflow="ellipsis",
-            no_wrap=True,
-            min_width=None if words else len(head),
-        )
-    for stage in stages:
-        style = "red" if stage.failed else ""
-        table.add_row(*(Text(cell(stage), style) for _, cell, _ in columns))
-    return table
+def _notices(notices: Sequence[Notice], now: int, *, everything: bool) -> RenderableType:
+    """The last ones, oldest first; the Python stack of a stuck run under its notice."""
+    shown = notices if everything else notices[-_MOST_NOTICES:]
+    lines = [Text(f"… {len(notices) - len(shown):,} before", "dim")] if shown != notices else []
+    for notice in shown:
+        lines.append(notice_text(notice, now))
+        stack = str(notice.attributes.get(STACKTRACE) or "").splitlines()
+        kept = stack if everything else stack[:_MOST_STACK_LINES]
+        lines += [Text(f"  {plain(line)}", "dim") for line in kept]
+        if len(kept) < len(stack):
+            lines.append(Text(f"  … {len(stack) - len(kept):,} more", "dim"))
+    return Group(*lines)
 
 
 def _failures(operations: Sequence[Operation]) -> RenderableType:
@@ -248,10 +274,12 @@ def show_json(
     datasets: Sequence[Dataset],
     *,
     now: int,
+    live: Live | None = None,
+    notices: Sequence[Notice] = (),
 ) -> dict[str, Any]:
     """Everything known of a run: times ISO 8601 in UTC, durations in seconds, sizes in bytes."""
     return {
-        "run": run_json(run, now),
+        "run": run_json(run, now, live),
         "stages": [
             {
                 "name": stage.name,
@@ -262,8 +290,8 @@ def show_json(
                 "records_in": stage.records_in,
                 "records_out": stage.records_out,
                 "records_rejected": stage.records_rejected,
-                "throughput": _throughput(stage),
-                "error_ratio": _error_ratio(stage),
+                "throughput": throughput(stage),
+                "error_ratio": error_ratio(stage),
                 "retries": stage.retries,
                 "bytes_in": stage.bytes_in,
                 "bytes_out": stage.bytes_out,
@@ -312,4 +340,5 @@ def show_json(
             }
             for span in spans
         ],
+        "notices": notices_json(notices),
     }

@@ -18,8 +18,8 @@ from opentelemetry import trace
 from opentelemetry.trace import Span
 from opentelemetry.util.types import AttributeValue
 
+from stagewatch import clock, records, semconv
 from stagewatch import recording as state
-from stagewatch import records, semconv
 from stagewatch.failures import fail_span, verdict
 from stagewatch.model import Outcome, Pipeline
 from stagewatch.recording import Counts, Recording, Run, thread
@@ -28,13 +28,13 @@ from stagewatch.safety import report
 FULL_SPANS = 100
 """Calls of one stage name in a run that get a span; the rest fold into a tally."""
 
-_STAGE_KEY = otel_context.create_key("stagewatch-stage")
+STAGE_KEY = otel_context.create_key("stagewatch-stage")
 """Where the current stage is in an OpenTelemetry context, which pools hand on to their threads."""
 innermost: ContextVar[OpenStage | Recording | None] = ContextVar("stagewatch", default=None)
 """The same, one call away; the recording where no stage is open, None where only the OpenTelemetry
 context knows."""
 _get_current = otel_context.get_current
-_clock = time.time_ns
+_clock = clock.now
 _ticks = time.monotonic_ns
 
 before_stage_ends: list[Callable[[records.StageEnded], Mapping[str, AttributeValue]]] = []
@@ -75,7 +75,6 @@ class OpenStage:
         "_resumed",
         "_span",
         "_start",
-        "_started",
         "_thread",
         "_token",
     )
@@ -101,8 +100,8 @@ class OpenStage:
         context = _get_current()
         if not self._folded:
             context = self._open_span(context, attributes)
-        self._context = otel_context.set_value(_STAGE_KEY, self, context)
-        self._started = self._resumed = _ticks()
+        self._context = otel_context.set_value(STAGE_KEY, self, context)
+        self._resumed = _ticks()
         self._token: Any = (otel_context.attach(self._context), innermost.set(self))
 
     def _open_span(
@@ -196,7 +195,7 @@ class OpenStage:
             self._resumed = _ticks()
             context = trace.set_span_in_context(self._span) if self._span else None
             self._token = (
-                otel_context.attach(otel_context.set_value(_STAGE_KEY, self, context)),
+                otel_context.attach(otel_context.set_value(STAGE_KEY, self, context)),
                 innermost.set(self),
             )
 
@@ -221,7 +220,7 @@ class OpenStage:
     ) -> None:
         recording, counts, span = self.recording, self._counts, self._span
         usage = resource.getrusage(resource.RUSAGE_SELF)
-        end = self._start + _ticks() - self._started
+        end = _clock()
         outcome, error_type = verdict(error)
         ended = records.StageEnded(
             recording.run.run_id,
@@ -296,6 +295,19 @@ class _NoStage(OpenStage):
 NO_STAGE = _NoStage()
 
 
+class StageElsewhere(OpenStage):
+    """A stage of another process that this one works for: what is counted counts for its name."""
+
+    __slots__ = ()
+
+    def __init__(self, recording: Recording, name: str) -> None:
+        self.name = name
+        self.recording = recording
+        self.operations = recording.operations_of(name)
+        self._is_over = True  # who opened it ends it
+        self._token = None
+
+
 def enter(name: str, attributes: Mapping[str, AttributeValue] | None = None) -> OpenStage:
     """Open the stage *name* and make it current in this context."""
     recording = state.active
@@ -316,7 +328,7 @@ def current_stage() -> OpenStage | None:
     if found is not None and found is state.active:
         return None
     if not isinstance(found, OpenStage):
-        found = _get_current().get(_STAGE_KEY)
+        found = _get_current().get(STAGE_KEY)
     return found if isinstance(found, OpenStage) else None
 
 

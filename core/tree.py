@@ -13,7 +13,8 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 
 from stagewatch.figures import SECOND, Cell, aligned, bar, duration, plain, seconds_of
-from stagewatch.model import Operation, Outcome, Role, Run, Stage
+from stagewatch.in_flight import doing_word
+from stagewatch.model import Live, LiveStage, Operation, Outcome, Role, Run, Stage
 from stagewatch.semconv import DATASET_URI, ERROR_TYPE, STAGE_NAME
 
 MOST_SPANS: Final = 60
@@ -25,6 +26,8 @@ _NARROWEST_AXIS: Final = 12
 _WIDEST_AXIS: Final = 48
 _NARROWEST_LABEL: Final = 24
 _WIDEST_NOTE: Final = 20
+OPEN: Final = " …"
+"""Behind the name of what has not ended."""
 _STYLES: Final[Mapping[Role, str]] = {
     Role.RUN: "bold",
     Role.STAGE: "cyan",
@@ -68,6 +71,19 @@ class Line(Struct, frozen=True, kw_only=True):
     failed: bool = False
 
 
+class _OpenStage(Struct, frozen=True):
+    """A stage under way, as if it ended now."""
+
+    name: str
+    span_id: bytes
+    parent_span_id: bytes
+    start: int
+    end: int
+    attributes: Mapping[str, Any]
+    role: Role = Role.STAGE
+    failed: bool = False
+
+
 class _Node(Struct):
     label: str
     role: Role
@@ -86,33 +102,50 @@ def tree(
     operations: Sequence[Operation],
     *,
     now: int,
+    live: Live | None = None,
     most: int | None = MOST_SPANS,
 ) -> list[Line]:
     """The run's spans, parents first, children by start; folded calls are one line each.
 
-    A span whose parent is not in the history hangs under the run. With more than `most` spans
-    the least telling ones are replaced by their number.
+    Stages that `live` says are open reach until `now`, with their open operation beneath. A span
+    whose parent is not in the history hangs under the one stage it names, else under the run.
+    With more than `most` spans the least telling ones are replaced by their number.
     """
     root = _Node(
         plain(run.pipeline),
         Role.RUN,
         run.start,
         seconds_of(run, now),
-        note="active" if run.end is None else plain(run.error_type or ""),
+        note=doing_word(live) if run.end is None else plain(run.error_type or ""),
         failed=run.outcome in (Outcome.FAILURE, Outcome.ERROR),
     )
     known = {span.span_id: span for span in spans if span.span_id != run.span_id}
+    # One that has ended since its recorder looked is no longer open.
+    opened = [stage for stage in live.stages if stage.span_id not in known] if live else []
+    known |= {stage.span_id: _until(stage, now) for stage in opened}
+    by_name: dict[str, list[Span]] = {}
+    for span in known.values():
+        if span.role is Role.STAGE:
+            by_name.setdefault(_stage_name(span), []).append(span)
 
     def parent_of(span: Span) -> Span | None:
-        return known.get(span.parent_span_id)
+        if found := known.get(span.parent_span_id):
+            return found
+        if span.parent_span_id == run.span_id or span.role is Role.STAGE:
+            return None
+        named = by_name.get(str(span.attributes.get(STAGE_NAME)), [])
+        # Its time is looked at, too: a stage that runs inside the span cannot hold it.
+        holds = len(named) == 1 and named[0].start <= span.start and span.end <= named[0].end
+        return named[0] if holds else None
 
     shown = known if most is None else _most_telling(known, parent_of, most)
     nodes: dict[bytes, _Node] = {}
     for span in sorted(shown.values(), key=lambda span: span.start):
         note = plain(str(span.attributes.get(ERROR_TYPE, "failed"))) if span.failed else ""
-        nodes[span.span_id] = _Node(
-            _label(span), span.role, span.start, took(span), note, span.failed
-        )
+        label = _label(span)
+        if isinstance(span, _OpenStage):
+            label, note = label + OPEN, "open"
+        nodes[span.span_id] = _Node(label, span.role, span.start, took(span), note, span.failed)
     for key, node in nodes.items():
         parent = parent_of(known[key])
         (nodes[parent.span_id] if parent else root).children.append(node)
@@ -120,8 +153,32 @@ def tree(
         if key not in shown:
             above = _nearest(span, parent_of, nodes)
             (nodes[above] if above else root).hidden += 1
+    for stage in opened:
+        if stage.span_id in nodes:
+            _add_open_operation(nodes[stage.span_id], stage, now)
+    if live:
+        _add_open_operation(root, live, now)
     _add_folded(root, nodes, known, stages, operations)
     return _lines(root)
+
+
+def _until(stage: LiveStage, now: int) -> Span:
+    return _OpenStage(
+        stage.name,
+        stage.span_id,
+        stage.parent_span_id,
+        stage.start,
+        max(now, stage.start),
+        {STAGE_NAME: stage.name},
+    )
+
+
+def _add_open_operation(above: _Node, seen: LiveStage | Live, now: int) -> None:
+    if seen.operation is not None:
+        start = seen.operation_start
+        seconds = None if start is None else max(now - start, 0) / SECOND
+        label = plain(seen.operation) + OPEN
+        above.children.append(_Node(label, Role.DETAIL, start, seconds, "open"))
 
 
 def took(span: Span) -> float:
@@ -146,7 +203,13 @@ def _most_telling(
     """At most about `most` spans, each with all its ancestors."""
     ranked = sorted(
         known.values(),
-        key=lambda span: (span.failed, span.role is Role.STAGE, took(span), -span.start),
+        key=lambda span: (
+            isinstance(span, _OpenStage),
+            span.failed,
+            span.role is Role.STAGE,
+            took(span),
+            -span.start,
+        ),
     )
     kept: dict[bytes, Span] = {}
     siblings: dict[bytes, int] = {}
@@ -190,7 +253,7 @@ def _add_folded(
             places.setdefault(_stage_name(known[key]), node)
     with_span: dict[str, list[Span]] = {}
     for span in known.values():
-        if span.role is Role.STAGE:
+        if span.role is Role.STAGE and not isinstance(span, _OpenStage):
             with_span.setdefault(_stage_name(span), []).append(span)
     for stage in stages:
         seen = with_span.get(stage.name, [])

@@ -101,6 +101,18 @@ class Channel:
 
 class _Http(Channel):
     answer: bytes = b""
+    session: Any = None
+    """Of `requests`, where it is ours."""
+
+    def close(self) -> None:
+        # urllib3 leaves this to `weakref.finalize`, which does nothing any more when our exit
+        # handler runs, last of all: the sockets would complain into the user's stderr.
+        with suppress(Exception):
+            for adapter in self.session.adapters.values():
+                pools = adapter.poolmanager.pools
+                for key in pools.keys():  # noqa: SIM118
+                    pools[key].close()
+        super().close()
 
     def _shorten(self, seconds: float) -> None:
         client = self._exporter._client
@@ -189,6 +201,7 @@ def _open_http(signal: str) -> Channel:
     session = None if provided else requests.Session()
     channel = _Http(Made(session=session), signal)
     if session is not None:
+        channel.session = session
         session.hooks["response"].append(channel.keep_answer)
     return channel
 

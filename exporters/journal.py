@@ -7,6 +7,7 @@ is not whole does not fit its checksum.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
 import time
@@ -25,7 +26,11 @@ ROLLED: Final = 0xFFFFFFFF
 """In place of a length: the journal goes on in the next segment."""
 FIRST_SEGMENT: Final = 1 << 16
 LAST_SEGMENT: Final = 1 << 22
+_PIDFD_GET_PID_NAMESPACE: Final = 0xFF05
+"""``_IO(0xFF, 5)``, since Linux 6.11."""
 _RETRY_SECONDS: Final = 1.0
+VMSTAT: Final = "/proc/vmstat"
+"""Counts the kills of the whole machine."""
 
 
 def segment_path(directory: Path, key: str, number: int) -> Path:
@@ -39,14 +44,40 @@ def page_path(directory: Path, key: str) -> Path:
 
 
 def start_ticks(pid: int | str = "self") -> int:
-    """When a process started, in clock ticks since boot; OSError if there is no such process."""
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        return int(file.read().rsplit(b")", 1)[1].split()[19])
+    """When a process started, in clock ticks since boot; OSError if there is no such process.
+
+    0 for this one where there is no /proc.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rsplit(b")", 1)[1].split()[19])
+    except FileNotFoundError:
+        if pid == "self":
+            return 0
+        raise
 
 
 def pid_namespace() -> int:
-    """Inode of this process's PID namespace."""
-    return os.stat("/proc/self/ns/pid").st_ino
+    """Inode of this process's PID namespace; 0 where nothing tells."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return _namespace_without_proc()
+
+
+def _namespace_without_proc() -> int:
+    try:
+        pidfd = os.pidfd_open(os.getpid())
+        try:
+            namespace = fcntl.ioctl(pidfd, _PIDFD_GET_PID_NAMESPACE)
+        finally:
+            os.close(pidfd)
+        try:
+            return os.fstat(namespace).st_ino
+        finally:
+            os.close(namespace)
+    except (OSError, AttributeError):
+        return 0
 
 
 def host_id() -> str:
@@ -68,6 +99,63 @@ def boot_id() -> str:
             return file.read().strip()
     except OSError:
         return ""
+
+
+def oom_kills(pid: int | str = "self") -> dict[str, int]:
+    """The counter that rises when *pid* is killed for want of memory, by the file it stands in.
+
+    Empty where there is none. Its cgroup's; the machine's only where no cgroup's can be read.
+    """
+    for path in (*oom_counters(_content(f"/proc/{pid}/cgroup")), VMSTAT):
+        count = oom_count(path)
+        if count is not None:
+            return {path: count}
+    return {}
+
+
+def oom_count(path: str) -> int | None:
+    """``oom_kill`` in a file of a cgroup, or in ``vmstat``; None if it is not there."""
+    for line in _content(path).splitlines():
+        if line.startswith(b"oom_kill "):
+            return int(line[9:])
+    return None
+
+
+def oom_counters(cgroups: bytes, mount: str = "/sys/fs/cgroup") -> Iterator[str]:
+    """Files that may count, the best first. *cgroups*: ``/proc/PID/cgroup``.
+
+    A kill counts for the cgroup of the victim itself, in version 1 and 2.
+    """
+    lines = [line.split(":", 2) for line in os.fsdecode(cgroups).splitlines() if ":/" in line]
+    for _, controllers, path in lines:
+        if "memory" in controllers.split(","):
+            # A container sees its own cgroup as the root, under a name of the host's.
+            for place in dict.fromkeys((path.rstrip("/"), "")):
+                yield f"{mount}/memory{place}/memory.oom_control"
+    for _, controllers, path in lines:
+        if not controllers:
+            place = path.rstrip("/")
+            while True:  # the next above where memory is accounted for
+                yield f"{mount}{place}/memory.events.local"
+                yield f"{mount}{place}/memory.events"
+                if not place:
+                    break
+                place = place.rpartition("/")[0]
+
+
+def _content(path: str) -> bytes:
+    """Of a small file; empty if it cannot be read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        chunks = iter(lambda: os.read(descriptor, 1 << 14), b"")  # /proc gives a page at a time
+        return b"".join(chunks)
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)
 
 
 def new_key() -> str:

@@ -27,6 +27,9 @@ _mmap.argtypes = [
 ]
 _munmap = _libc.munmap
 _munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+advise = _libc.madvise
+"""madvise(2) of an address that `map_file` gave: 0 if it was done."""
+advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 class Memory:
@@ -45,7 +48,7 @@ class Memory:
         )
         try:
             os.posix_fallocate(descriptor, 0, size)
-            self._address = 0 if copy_on_write else _map(descriptor, size)
+            self._address = 0 if copy_on_write else map_file(descriptor, size, _PROT_READ_WRITE)
         except BaseException:
             os.unlink(path)
             raise
@@ -76,12 +79,18 @@ class Memory:
         address, self._address = self._address, 0
         self.buffer = memoryview(bytearray(0))
         if address:
-            _munmap(address, self.size)
+            unmap(address, self.size)
 
 
-def _map(descriptor: int, size: int) -> int:
-    address = _mmap(None, size, _PROT_READ_WRITE, _MAP_SHARED, descriptor, 0)
+def map_file(descriptor: int, size: int, protection: int) -> int:
+    """Address of a shared mapping, which stays when the descriptor is closed. Raises OSError."""
+    address = _mmap(None, size, protection, _MAP_SHARED, descriptor, 0)
     if address is None or address == _FAILED:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     return int(address)
+
+
+def unmap(address: int, size: int) -> None:
+    """Undo `map_file`."""
+    _munmap(address, size)

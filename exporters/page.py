@@ -14,6 +14,7 @@ from pathlib import Path
 from struct import Struct
 from typing import Final, NamedTuple
 
+from stagewatch.exporters import life
 from stagewatch.exporters.memory import Memory
 from stagewatch.measures import DURATION_BUCKETS
 from stagewatch.records import NAME_MASK
@@ -94,6 +95,8 @@ class Words:
     """Nanoseconds of CPU that our start-up and our exit handler took."""
     LAST_ACTIVITY: Final = 5
     """Nanoseconds since the epoch."""
+    HELD: Final = 6
+    """1: the process holds its page (`stagewatch.exporters.life`) for as long as it lives."""
 
 
 class Cell:
@@ -177,6 +180,7 @@ class PageWriter:
             self._memory.publish(0, _HEADER.size)
         self.position = self._buffer[_WORDS_AT : _WORDS_AT + 8].cast("Q")
         """The word ``JOURNAL_POSITION``, for who sets it all the time and knows of `publish`."""
+        self.set(Words.HELD, life.hold(path))
         self._end = _RUN_CELL_AT
         self._free: dict[str, list[Cell]] = {}
         self._slots = 0
@@ -239,6 +243,9 @@ class PageReader:
         if len(buffer) < SIZE:
             raise ValueError(f"a status page has {SIZE} bytes, this one {len(buffer)}")
         self._buffer = buffer
+        self.pid: int
+        self.ticks: int
+        self.pid_namespace: int
         magic, self.pid, self.ticks, self.pid_namespace = _HEADER.unpack_from(buffer, 0)
         if magic != MAGIC:
             raise ValueError(f"no status page: it begins with {magic!r}")
@@ -247,6 +254,10 @@ class PageReader:
         """One of `Words`."""
         value: int = _WORD.unpack_from(self._buffer, _WORDS_AT + 8 * number)[0]
         return value
+
+    def checksum(self) -> int:
+        """Of the whole page: changes with anything that its process does."""
+        return zlib.crc32(self._buffer)
 
     def cell(self, kind: str, offset: int) -> dict[str, int] | None:
         """Fields by name, or None if nothing was ever stored there."""

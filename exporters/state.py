@@ -19,6 +19,8 @@ from typing import Final
 import msgspec
 from msgspec import Struct, field
 
+from stagewatch.exporters.journal import pid_namespace
+
 _logger = logging.getLogger(__name__)
 
 SIGNALS: Final = ("traces", "metrics", "logs")
@@ -110,10 +112,18 @@ def state_directory(configured: Path, *, is_default: bool) -> Path:
     return configured
 
 
+def place(configured: Path, environ: Mapping[str, str]) -> tuple[Path, Path]:
+    """State directory and room of this process; made if need be. Raises OSError."""
+    directory = state_directory(configured, is_default="STAGEWATCH_STATE_DIR" not in environ)
+    return directory, room(directory, destination(environ), pid_namespace())
+
+
 def room(state: Path, goal: Destination, namespace: int) -> Path:
     """The directory of one recorder's lock, socket, journals and pages; made if need be."""
     path = state / "rooms" / f"{goal.key}-{namespace}"
-    if not path.is_dir():
+    try:
+        os.utime(path)  # rooms that nobody comes to are deleted
+    except FileNotFoundError:
         path.parent.mkdir(mode=0o700, exist_ok=True)
         path.mkdir(mode=0o700, exist_ok=True)
     return path

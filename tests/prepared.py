@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from msgspec import Struct, structs
+from msgspec import Struct, msgpack, structs
 
 from stagewatch import records
 from stagewatch.database import KEPT, PENDING, ROLES, connect
-from stagewatch.model import Dataset, Operation, Outcome, Role, Run, Stage
+from stagewatch.model import Dataset, Live, LiveStage, Notice, Operation, Outcome, Role, Run, Stage
 
 SECOND = 1_000_000_000
 _NO_ATTRIBUTES = b"\x80"
@@ -51,6 +51,23 @@ def run(number: int = 1, **changes: Any) -> Run:
     return Run(**{**fields, **changes})
 
 
+def active(number: int = 1, **changes: Any) -> Run:
+    """A run under way that started `number` hours before noon."""
+    return run(number, **{"end": None, "outcome": None, "wait_status": None, **changes})
+
+
+def live_stage(of: Run, number: int, name: str, begin: float, **changes: Any) -> LiveStage:
+    """A stage that has been open since so many seconds into the run."""
+    fields: dict[str, Any] = {
+        "name": name,
+        "span_id": identity(number),
+        "parent_span_id": of.span_id,
+        "start": of.start + round(begin * SECOND),
+        "pid": of.pid,
+    }
+    return LiveStage(**{**fields, **changes})
+
+
 def identity(number: int) -> bytes:
     """A span id."""
     return number.to_bytes(8, "big")
@@ -71,6 +88,8 @@ def store(
     operations: Sequence[Operation] = (),
     datasets: Sequence[Dataset] = (),
     *,
+    live: Live | None = None,
+    notices: Sequence[Notice] = (),
     pending_for: str | None = None,
 ) -> None:
     """Write one run into the history; its spans wait for the destination *pending_for*."""
@@ -85,6 +104,11 @@ def store(
             _insert(link, "operation", structs.asdict(operation), run=number)
         for at, dataset in enumerate(datasets):
             _insert(link, "dataset", structs.asdict(dataset), run=number, at=at)
+        if live is not None:
+            _insert(link, "live", {"run": number, "state": msgpack.encode(live)})
+        for key, notice in enumerate(notices):
+            row = {"name": notice.name, "key": str(key), "at": notice.at}
+            _insert(link, "notice", row, run=number, attributes=msgpack.encode(notice.attributes))
         link.execute("insert or ignore into scope values(1, 'stagewatch', '', '')")
         link.execute("insert or ignore into resource values(1, x'00', ?, 0)", [_NO_ATTRIBUTES])
         if pending_for:

@@ -16,12 +16,14 @@ from pathlib import Path
 
 import msgspec
 
+from stagewatch import measures
 from stagewatch.exporters import state as state_module
 from stagewatch.exporters.journal import (
     JournalWriter,
     boot_id,
     host_id,
     new_key,
+    oom_kills,
     pid_namespace,
     start_ticks,
 )
@@ -35,8 +37,15 @@ class Job:
     """One run of this process."""
 
     def __init__(
-        self, state: Path = STATE, *, opens_run: bool = True, run_id: str = "", final: bool = False
+        self,
+        state: Path = STATE,
+        *,
+        opens_run: bool = True,
+        run_id: str = "",
+        final: bool = False,
+        age: int = 0,
     ) -> None:
+        """*age*: seconds for which it has run by now, as far as its journal goes."""
         self.state = state_module.state_directory(state, is_default=False)
         goal = state_module.destination(os.environ)
         self.room = state_module.room(self.state, goal, pid_namespace())
@@ -61,6 +70,8 @@ class Job:
                 resource={"service.name": "test"},
                 pipeline="test",
                 final_exit=final,
+                uptime=measures.uptime() - age * measures.SECOND,
+                oom_kills=oom_kills(),
             )
         )
         if opens_run:

@@ -8,14 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stagewatch import records, semconv
+import pytest
+
+from stagewatch import measures, records, semconv
 from stagewatch.exporters.page import SIZE, PageReader, PageWriter
 from stagewatch.exporters.recorder.ingest import Intake
 from stagewatch.exporters.recorder.outcome import Death
+from stagewatch.exporters.recorder.vitals import Sighting
 
 SECOND = 1_000_000_000
 START = 1_795_262_400 * SECOND
 """2026-11-21 12:00 UTC."""
+UPTIME = 100_000 * SECOND
 OK, FAILED = 0, 1 << 8
 """Wait statuses of ``exit(0)`` and ``exit(1)``."""
 
@@ -48,6 +52,8 @@ class Job:
         self._directory = directory
         self._ids = itertools.count(1)
         self._page: PageWriter | None = None
+        self.shows: dict[str, Any] = {}
+        """What else than its page is seen of it: see `Sighting`."""
         self.put(
             records.ProcessStarted(
                 self.key, number, number * 10, 1, "host", "boot", 1, self.run, self.trace, opens,
@@ -179,10 +185,10 @@ class Job:
         }
         self.put(records.RunExiting(**{**fields, **changes}))
 
-    def dies(self, status: int | None = OK, at: float | None = None) -> None:
+    def dies(self, status: int | None = OK, at: float | None = None, **known: Any) -> None:
         """The process is dead, and its journal is closed."""
         died_at = None if at is None else self.start + round(at * SECOND)
-        self.intake.close(self.key, self.read_page(), Death(status, died_at))
+        self.intake.close(self.key, self.read_page(), Death(status, died_at, **known))
 
     def read_page(self) -> PageReader | None:
         """The page as a recorder reads it."""
@@ -191,6 +197,32 @@ class Job:
         data = (self._directory / f"{self.key}.page").read_bytes()
         assert len(data) == SIZE
         return PageReader(data)
+
+
+class Looks:
+    """A recorder's looks at its jobs, by a clock and an uptime of the test's own."""
+
+    def __init__(self, intake: Intake, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.intake = intake
+        self.seconds = 0.0
+        """Since `START`."""
+        self.step = 0.0
+        """Seconds that somebody has set the clock forward by since."""
+        monkeypatch.setattr(measures, "uptime", self.uptime)
+
+    def uptime(self) -> int:
+        """Nanoseconds; `UPTIME` at `START`."""
+        return UPTIME + round(self.seconds * SECOND)
+
+    def at(self, seconds: float, *jobs: Job) -> None:
+        """All that live are looked at, so many seconds after `START`."""
+        self.seconds = seconds
+        found = {}
+        for job in jobs:
+            page = job.page() and job.read_page()
+            assert page is not None
+            found[job.key] = Sighting(page, **job.shows)
+        self.intake.tick(found, START + round((seconds + self.step) * SECOND))
 
 
 def environment(endpoint: str | None = None, **more: str) -> dict[str, str]:

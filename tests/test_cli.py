@@ -77,7 +77,7 @@ def test_help_is_quick_and_complete(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
-    for command in ("report", "show", "ship", "doctor", "schema"):
+    for command in ("report", "show", "watch", "ship", "doctor", "schema"):
         assert f"    {command} " in done.stdout
     assert "opentelemetry-instrument python etl.py" in done.stdout
 
@@ -154,6 +154,7 @@ def test_show_of_an_unknown_run(state: Path) -> None:
         (["shw"], "stagewatch: argument COMMAND: invalid choice: 'shw'"),
         (["show"], "stagewatch: the following arguments are required: RUN"),
         (["report", "-n", "0"], 'stagewatch: argument -n: "0" is not a number of runs'),
+        (["watch", "--interval", "0"], 'stagewatch: argument --interval: "0" is not a number of'),
         (["ship", "--timeout", "x"], 'stagewatch: argument --timeout: "x" is not a number of'),
     ],
 )

@@ -6,10 +6,12 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from stagewatch import database
 from stagewatch.database import FILE, connect, transaction
 from stagewatch.exporters.recorder.ingest import Intake
 from stagewatch.history import History, open_history
@@ -187,6 +189,31 @@ def test_a_newer_file_is_refused(tmp_path: Path) -> None:
     connect(tmp_path).execute("pragma user_version=99")
     with pytest.raises(sqlite3.DatabaseError, match="newer stagewatch"):
         connect(tmp_path)
+
+
+@pytest.mark.parametrize("readonly", [False, True])
+def test_an_older_file_is_brought_up_to_date(tmp_path: Path, readonly: bool) -> None:
+    """Format 1 gets what format 2 has, and keeps its runs; so does one that is only read."""
+    with closing(sqlite3.connect(tmp_path / FILE)) as old:
+        old.executescript(database._SCHEMA)
+        old.execute("pragma journal_mode=wal")
+        old.execute("pragma user_version=1")
+        old.execute("insert into meta values('instance', 'i'), ('born', '1')")
+        old.execute(
+            "insert into run(run_id, pipeline, start, end, outcome, span_id, trace_id) "
+            "values('ab', 'flights', 1, 2, 'success', x'01', x'02')"
+        )
+        old.commit()
+    with open_history(tmp_path, readonly=readonly) as history:
+        (run,) = history.runs()
+        assert (run.run_id, run.last_stage, run.last_operation) == ("ab", None, None)
+        assert (history.live("ab"), history.notices("ab"), history.active()) == (None, [], [])
+        assert history.link.execute("pragma user_version").fetchone() == (database.VERSION,)
+        columns = "select name from pragma_table_info('run') order by name"
+        migrated = history.link.execute(columns).fetchall()
+    (tmp_path / "new").mkdir()
+    with closing(connect(tmp_path / "new")) as new:
+        assert new.execute(columns).fetchall() == migrated
 
 
 def test_a_transaction_is_undone_as_a_whole(tmp_path: Path) -> None:

@@ -13,12 +13,10 @@ from typing import Any
 
 import pytest
 
-from stagewatch import semconv
 from stagewatch.database import connect
 from stagewatch.exporters.page import Words
 from stagewatch.exporters.recorder.ingest import CLOSED, Intake, open_intake
 from stagewatch.exporters.recorder.outcome import Death
-from stagewatch.exporters.recorder.vitals import Sighting
 from stagewatch.history import SpanRow, open_history
 from stagewatch.model import Outcome, Pipeline, Role, Schedule, Sla
 from stagewatch.records import MetricsCollected, OperationEnded, RunExiting, ScopeDefined, decode
@@ -362,56 +360,6 @@ def test_what_the_page_dropped_is_counted(tmp_path: Path, intake: Intake) -> Non
             "disk": 3, "journal_cap": 4,
         }  # fmt: skip
         assert list(history.counters("stagewatch.overhead").values()) == [0.5]
-
-
-def test_ticks_show_that_a_run_is_alive_and_late(tmp_path: Path, intake: Intake) -> None:
-    """Heartbeat, last activity and lateness, as gauges, while it is under way."""
-    job = Job(intake, tmp_path)
-    job.open(deadline=START + 60 * SECOND)
-    job.page().set(Words.LAST_ACTIVITY, START + 80 * SECOND)
-    page = job.read_page()
-    assert page is not None
-    intake.tick({job.key: Sighting(page)}, START + 90 * SECOND)
-    with open_history(tmp_path, readonly=True) as history:
-        values = {
-            name: list(history.counters(name).values())
-            for name in (
-                semconv.HEARTBEAT.name, semconv.LAST_ACTIVITY.name, semconv.LATENESS.name,
-            )
-        }  # fmt: skip
-    assert list(values.values()) == [
-        [START / SECOND + 90], [START / SECOND + 80], [30.0],
-    ]  # fmt: skip
-
-
-def test_ticks_show_records_so_far_and_their_rate(tmp_path: Path, intake: Intake) -> None:
-    """What a stage, folded calls and the run itself have counted; the rate of the last minute."""
-    job = Job(intake, tmp_path)
-    job.open()
-    page = job.page()
-    cell = page.cell("stage")
-    assert cell is not None
-    done = job.stage("extract")
-    job.stage_ended(done, 1.0, records_in=1, records_out=2)
-    load = job.stage("load", cell=cell.offset)
-    number = int.from_bytes(load.span_id, "big")
-    page.run.store(1000, 0, 0, 0, 0, 0, 1)
-    rates = []
-    for second, out in ((30, 300), (60, 300), (90, 900), (120, 1500)):
-        cell.store(number, 0, out, 5, 0, 0, 0, 2)
-        read = job.read_page()
-        assert read is not None
-        intake.tick({job.key: Sighting(read)}, START + second * SECOND)
-        with open_history(tmp_path, readonly=True) as history:
-            shown = history.counters(semconv.THROUGHPUT.name)
-            run = history.run(job.run)
-        rates += [v for key, v in shown.items() if ("pipeline.stage.name", "load") in key]
-        assert (run.records_in, run.records_out, run.records_rejected) == (1001, 2 + out, 5)
-    assert rates == [10.0, 5.0, 10.0, 20.0]
-    job.dies(KILLED, at=121.0)
-    with open_history(tmp_path, readonly=True) as history:
-        run = history.run(job.run)
-    assert (run.records_in, run.records_out, run.records_rejected) == (1001, 1502, 5)
 
 
 def test_runs_whose_journal_is_lost_do_not_stay_active(tmp_path: Path) -> None:

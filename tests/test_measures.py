@@ -170,6 +170,27 @@ def test_eta_lies_ahead(past: list[float], elapsed: int) -> None:
     assert expected is None or expected >= NOW + elapsed - 1
 
 
+def test_progress_is_never_all_of_it() -> None:
+    """Not while it runs, whatever was expected; unknown where nothing was."""
+    found = [measures.progress(done, 200.0) for done in (0, 50, 500, -1)]
+    assert found == [0.0, 0.25, measures.MOST_PROGRESS, 0.0]
+    assert (measures.progress(5, None), measures.progress(5, 0)) == (None, None)
+
+
+def test_what_remains_goes_on_as_it_went() -> None:
+    """A quarter took 10 s, so the rest takes 30."""
+    assert measures.remaining(10 * SECOND, 0.25) == 30 * SECOND
+
+
+def test_a_moment_by_the_uptime() -> None:
+    """Where the uptime is known at both ends the clock says nothing; never before the start."""
+    assert measures.moment(NOW - 5, 70, NOW, 60) == NOW + 10
+    assert measures.moment(NOW - 5, 50, NOW, 60) == NOW
+    assert [measures.moment(NOW - 5, *known) for known in ((0, NOW, 60), (70, NOW, 0))] == [
+        NOW - 5, NOW - 5,
+    ]  # fmt: skip
+
+
 # --- buckets ------------------------------------------------------------------------------------
 
 

@@ -96,3 +96,9 @@ def test_real_status(code: str, expected: Verdict) -> None:
     pid = os.posix_spawn(sys.executable, command, os.environ)
     _, status = os.waitpid(pid, 0)
     assert judge(status, None, False) == expected
+
+
+def test_want_of_memory() -> None:
+    """It is what a SIGKILL came for, and no other end."""
+    found = [judge(status, None, False, oom_killed=True) for status in (signal.SIGKILL, exited(0))]
+    assert found == [Verdict(Outcome.ERROR, "oom_killed"), SUCCESS]

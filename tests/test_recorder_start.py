@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -16,14 +17,18 @@ from typing import TypeVar
 
 import pytest
 
+from stagewatch import semconv
+from stagewatch.database import connect
 from stagewatch.exporters.recorder import start, take_in_all
 from stagewatch.exporters.recorder.spawn import recorder_environment
 from stagewatch.history import open_history
+from stagewatch.measures import SECOND
 from stagewatch.model import Outcome, Run
 
 Found = TypeVar("Found")
 JOB = Path(__file__).with_name("recorder_job.py")
-ANNOUNCED = {"known": True, "started": True, "ships_itself": False}
+DAY = 86400
+ANNOUNCED = {"known": True, "started": True, "alone": ""}
 
 
 def eventually(find: Callable[[], Found | None], seconds: float = 20.0) -> Found:
@@ -196,7 +201,8 @@ Job().announce(); os._exit(0)
         ]
         assert os.readlink(f"/proc/{pid}/cwd") == "/"
         assert os.getsid(pid) != os.getsid(0)
-    assert len(os.listdir(f"/proc/{keeper}/fd")) == 4
+    # Three null devices, the room's socket and the pair of the deposit.
+    assert len(os.listdir(f"/proc/{keeper}/fd")) == 6
 
 
 def test_job_without_standard_streams(place: Place) -> None:
@@ -245,6 +251,21 @@ def test_killed_recorder_is_replaced(place: Place) -> None:
     assert spans(place) == 3000
 
 
+def test_recorder_and_job_killed_at_once(place: Place) -> None:
+    """Who dies while no recorder lives has its pidfd with the keeper: the next one knows how."""
+    jobs = [
+        place.start(f"Job().announce(); sys.stdin.readline(); os._exit({number})")
+        for number in range(2)
+    ]
+    eventually(lambda: len(place.runs()) == 2)
+    for job in jobs:
+        (recorder,) = eventually(lambda: place.recorders() if start_is_over(place) else None)
+        os.kill(recorder, signal.SIGKILL)
+        eventually(lambda gone=recorder: gone not in place.recorders())
+        job.communicate(b"\n", timeout=30)  # reaped: nothing of it is left in /proc
+    assert sorted(place.statuses(2).values(), key=str) == [0, 1 << 8]
+
+
 def start_is_over(place: Place) -> bool:
     return (place.state / "rooms").exists() and start.has_living_recorder(place.room)
 
@@ -262,6 +283,44 @@ def test_dead_keeper_and_recorder(place: Place) -> None:
     job.communicate(b"\n", timeout=30)
     assert list(place.statuses(1).values()) == [3 << 8]
     assert spans(place) == 10
+
+
+def test_time_that_nobody_watched(place: Place) -> None:
+    """With both dead the next start counts for how long a run that still lives was not watched."""
+    job = place.start("job = Job(age=100); job.announce(); sys.stdin.readline()")
+    seen = eventually(lambda: start_is_over(place) and read(place.room / "seen"))
+    for pid in place.recorders(keeper=True) + place.recorders():
+        os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not place.recorders())
+    boot, _, at = seen.partition(" ")
+    (place.room / "seen").write_text(f"{boot} {int(at) - 60 * SECOND}")
+    place.run("Job().announce(); os._exit(0)")
+    seconds = eventually(lambda: unwatched(place))
+    assert 60 <= seconds < 100
+    place.run("Job().announce(); os._exit(0)")
+    assert start.ask_to_take_in(place.room, 20.0)
+    assert unwatched(place) == seconds
+    run = next(run for run in place.runs().values() if run.end is None)
+    with open_history(place.state) as history:
+        (notice,) = history.notices(run.run_id)
+    assert notice.name == semconv.TELEMETRY_GAP
+    assert notice.attributes == {semconv.RUN_UNWATCHED: seconds}
+    job.communicate(b"\n", timeout=30)
+
+
+def read(path: Path) -> str:
+    """What stands in a file that may not be there yet."""
+    return path.read_text() if path.exists() else ""
+
+
+def unwatched(place: Place) -> float:
+    """Seconds, as counted."""
+    with contextlib.closing(connect(place.state)) as link:
+        found = link.execute(
+            "select value from total join instrument on instrument.id = instrument where name = ?",
+            (semconv.UNWATCHED.name,),
+        ).fetchall()
+    return sum(value for (value,) in found)
 
 
 def test_terminated_recorder_keeps_the_rest(place: Place) -> None:
@@ -303,15 +362,18 @@ def test_leaving_and_coming(place: Place) -> None:
     assert place.statuses(16) == expected
 
 
-def test_socket_held_by_a_stranger(place: Place) -> None:
-    """Who inherited the listening socket in a C-level fork keeps no recorder out for long."""
+@pytest.mark.parametrize("clock", [-DAY, DAY])
+def test_socket_held_by_a_stranger(place: Place, clock: int) -> None:
+    """Who inherited the listening socket in a C-level fork keeps no recorder out for long, whatever
+    the clock was set to meanwhile."""
     place.run("Job()")
     with socket.socket(socket.AF_UNIX) as stranger:
         stranger.bind(str(place.room / "sock"))
         stranger.listen(10)
         fresh = place.run("print_json(to_dict(Job().announce()))")
         assert fresh == {**ANNOUNCED, "started": False}
-        os.utime(place.room / "sock", (1, 1))
+        begun = time.time() + clock
+        os.utime(place.room / "sock", (begun, begun))
         assert place.run("print_json(to_dict(Job().announce())); os._exit(9)") == ANNOUNCED
     assert 9 << 8 in place.statuses(3).values()
 
@@ -397,10 +459,10 @@ def test_forked_child_only_says_hello(place: Place) -> None:
 job = Job()
 print_json(to_dict(start.introduce(job.room, job.key, os.environ)))
 """
-    assert place.run(code) == {"known": False, "started": False, "ships_itself": False}
+    assert place.run(code) == {"known": False, "started": False, "alone": ""}
     assert place.recorders() == []
     place.run("Job().announce()")
-    assert place.run(code) == {"known": True, "started": False, "ships_itself": False}
+    assert place.run(code) == {"known": True, "started": False, "alone": ""}
 
 
 def test_subreaper_ships_itself(place: Place) -> None:
@@ -409,7 +471,11 @@ def test_subreaper_ships_itself(place: Place) -> None:
 import ctypes; ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 print_json(to_dict(Job().announce()))
 """
-    assert place.run(code) == {"known": False, "started": False, "ships_itself": True}
+    assert place.run(code) == {
+        "known": False,
+        "started": False,
+        "alone": "nothing outlives this process",
+    }
     assert place.recorders() == []
 
 
@@ -419,7 +485,7 @@ def test_first_process_of_a_namespace(place: Place) -> None:
 from stagewatch.exporters.recorder import run_in_process
 job = Job(final=True); announced = job.announce(); job.spans(10); job.exiting()
 run_in_process(job.state, job.room, os.environ, 1.0)
-print_json([os.getpid(), announced.ships_itself])
+print_json([os.getpid(), bool(announced.alone)])
 """
     if os.geteuid():
         pytest.skip("only root may make a PID namespace")

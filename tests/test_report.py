@@ -186,7 +186,7 @@ RUNS = [
 @pytest.mark.parametrize("width", [80, 120])
 def test_report_fits(width: int) -> None:
     """Every run is one line of the table, no line is wider than the console."""
-    shown = printed(r.report(RUNS, r.summarise(RUNS, NOON, {}), NOON), width)
+    shown = printed(r.report(RUNS, r.summarise(RUNS, NOON, {}), NOON, {}), width)
     lines = shown.splitlines()
     assert max(map(cell_len, lines)) <= width
     assert [line.split()[2] for line in lines[1:5]] == [one.run_id[:8] for one in RUNS]
@@ -205,7 +205,7 @@ def test_bars_compare_runs() -> None:
 
 def test_summary_line() -> None:
     """Each pipeline says how its runs went, what is usual and when it last worked."""
-    shown = printed(r.report(RUNS, r.summarise(RUNS, NOON, {"flights": 12.3}), NOON), 200)
+    shown = printed(r.report(RUNS, r.summarise(RUNS, NOON, {"flights": 12.3}), NOON, {}), 200)
     assert (
         "flights: 3 runs, 1 success, 1 failure, 1 active, 2 late · usually 12.3 s · "
         "last success 4h00m ago"
@@ -215,14 +215,14 @@ def test_summary_line() -> None:
 
 def test_outcomes_are_coloured_and_said() -> None:
     """Colour is only beside the word; without a terminal there is none."""
-    shown = r.report(RUNS, (), NOON)
+    shown = r.report(RUNS, (), NOON, {})
     assert "\x1b[31mfailure" in printed(shown, 120, colour=True)
     assert "\x1b" not in printed(shown, 120)
 
 
 def test_report_json() -> None:
     """Keys and units of the machine's report are what the docstring promises."""
-    found = r.report_json([FAILED], r.summarise([FAILED], NOON, {"flights": 12.3}), NOON)
+    found = r.report_json([FAILED], r.summarise([FAILED], NOON, {"flights": 12.3}), NOON, {})
     assert json.loads(json.dumps(found)) == {
         "runs": [
             {
@@ -252,6 +252,9 @@ def test_report_json() -> None:
                 "pid": 4711,
                 "wait_status": 0,
                 "parent_run_id": None,
+                "last_stage": None,
+                "last_operation": None,
+                "live": None,
             }
         ],
         "pipelines": [

@@ -28,6 +28,7 @@ from stagewatch.exporters.journal import (
 )
 from stagewatch.exporters.page import PageReader, Words
 from stagewatch.exporters.recorder import kernel
+from stagewatch.exporters.recorder.deposit import Deposit
 from stagewatch.exporters.recorder.door import Caller, Door, is_key
 from stagewatch.exporters.recorder.follow import Follower
 from stagewatch.exporters.recorder.loop import Recorder
@@ -67,6 +68,8 @@ class FakeIntake:
         self.positions[key] = (-1, -1)
 
     def tick(self, sightings: Mapping[str, Sighting], now: int) -> None: ...
+
+    def note(self, now: int) -> None: ...
 
     def is_busy(self) -> bool:
         return False
@@ -128,6 +131,7 @@ def write(
     room: Path, key: str, numbers: Sequence[int], first: Record | None = None
 ) -> JournalWriter:
     journal = JournalWriter(room, key, max_bytes=1 << 26)
+    journal.page.set(Words.HELD, 0)  # by this process, which lives
     journal.append(first or started(key))
     for number in numbers:
         journal.append(NameDefined(number, f"name {number}"))
@@ -337,14 +341,53 @@ def test_found_dead_but_had_called(
 
 
 def test_other_boot_and_other_host(tmp_path: Path, watch: Watch, intake: FakeIntake) -> None:
-    """Another boot of this host lost its processes; another host's are not ours to judge."""
+    """Another boot of this host lost its processes; another host's are not ours to judge; another
+    container's of this boot are."""
     write(tmp_path, of_dead("aa"), [1], started(of_dead("aa"), boot="another"))
-    write(tmp_path, of_dead("bb"), [1], started(of_dead("bb"), host="another"))
+    write(tmp_path, of_dead("bb"), [1], started(of_dead("bb"), host="another", boot="another"))
+    write(tmp_path, of_dead("cc"), [1], started(of_dead("cc"), host="another"))
     for _ in range(2):
         watch.find(journals(tmp_path))
         watch.bury()
-    assert intake.closed == [(of_dead("aa"), None, True)]
+    assert sorted(intake.closed) == [(of_dead("aa"), None, True), (of_dead("cc"), None, False)]
     assert left(tmp_path) == [f"{of_dead('bb')}.0.journal", f"{of_dead('bb')}.page"]
+
+
+def test_another_namespace(tmp_path: Path, watch: Watch, intake: FakeIntake) -> None:
+    """There a pid says nothing: who holds the page lives, who held it is dead, else who knows."""
+    living = write(tmp_path, of_dead("aa"), [1])
+    dead = write(tmp_path, of_dead("bb"), [1])
+    silent = write(tmp_path, of_dead("cc"), [1])
+    for journal in (living, dead, silent):
+        elsewhere = struct.pack("@Q", pid_namespace() + 1)
+        with page_path(tmp_path, journal.key).open("r+b") as file:
+            file.seek(24)
+            file.write(elsewhere)
+    living.page.set(Words.HELD, 1)
+    let_go(dead)
+    watch.find(journals(tmp_path))
+    watch.bury()
+    assert intake.closed == [(dead.key, None, False)]
+
+
+def test_without_start_ticks(tmp_path: Path, watch: Watch, intake: FakeIntake) -> None:
+    """Of a process that had no /proc its page tells whether it lives, its pid alone does not."""
+    living = write(tmp_path, f"{os.getpid()}.0.aa", [1])
+    living.page.set(Words.HELD, 1)
+    dead = write(tmp_path, f"{os.getpid()}.0.bb", [1])
+    let_go(dead)
+    watch.find(journals(tmp_path))
+    watch.bury()
+    assert intake.closed == [(dead.key, None, False)]
+    assert watch.followers[living.key].pidfd is not None
+
+
+def let_go(journal: JournalWriter) -> None:
+    """As if its process, which held its page, were dead."""
+    journal.page.set(Words.HELD, 1)
+    page = page_path(journal.directory, journal.key)
+    page.with_suffix(".copy").write_bytes(page.read_bytes())
+    page.with_suffix(".copy").rename(page)  # which nobody holds
 
 
 def test_our_own_end(tmp_path: Path, watch: Watch, intake: FakeIntake) -> None:
@@ -372,6 +415,77 @@ def test_keys_are_no_paths() -> None:
         True,
         *[False] * 5,
     ]
+
+
+# --- without pidfds, and with the keeper's ------------------------------------------------------
+
+
+@pytest.fixture
+def no_pidfds(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(pid: int) -> int:
+        raise OSError("no such system call")
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+
+
+@pytest.mark.usefixtures("no_pidfds")
+@pytest.mark.parametrize(("is_reaped", "status"), [(False, 5 << 8), (True, None)])
+def test_death_without_pidfd(
+    tmp_path: Path, watch: Watch, intake: FakeIntake, is_reaped: bool, status: int | None
+) -> None:
+    """An old kernel or a sandbox: the processes are looked for, and a zombie still tells."""
+    reading, writing = os.pipe()
+    pid = child(lambda: os._exit(len(os.read(reading, 5))))
+    ticks = start_ticks(pid)
+    for random in ("aa", "bb"):
+        key = f"{pid}.{ticks}.{random}"
+        write(tmp_path, key, [1], started(key, opens_run=random == "aa"))
+        watch.greet(Caller(key))
+    watch.find(journals(tmp_path))
+    watch.bury()
+    assert len(watch.sightings()) == 2
+    assert intake.closed == []
+    before = time.time_ns()
+    os.write(writing, b"12345")
+    os.waitid(os.P_PID, pid, os.WEXITED | (0 if is_reaped else os.WNOWAIT))
+    watch.find(journals(tmp_path))
+    watch.bury()
+    if not is_reaped:
+        os.waitpid(pid, 0)
+    assert intake.closed == [(f"{pid}.{ticks}.{random}", status, False) for random in ("bb", "aa")]
+    assert all(at is not None and at >= before for at in intake.died_at)
+    os.close(reading)
+    os.close(writing)
+
+
+def test_python_without_pidfds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Python that was built on an old system does not know them, whatever the kernel can."""
+    monkeypatch.delattr(os, "pidfd_open")
+    assert kernel.open_pidfd(os.getpid(), start_ticks()) is None
+
+
+def test_deposit() -> None:
+    """Who looks takes nothing away; what nobody needs goes, and too much is no error."""
+    entrance, exit = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    deposit = Deposit(entrance.detach(), exit.detach())
+    pidfd = os.pidfd_open(os.getpid())
+    for number in (*range(3000), 0):
+        deposit.put(f"{number}.1.aa", pidfd)
+    found = deposit.left()
+    assert [caller.key for caller in found] == [f"{number}.1.aa" for number in range(len(found))]
+    assert 200 < len(found) < 3000
+    again = deposit.left()  # as the next recorder would
+    assert [caller.key for caller in again] == [caller.key for caller in found]
+    for _ in range(40):
+        deposit.tidy(lambda key: key in ("3.1.aa", "50.1.aa"))
+    kept = deposit.left()
+    assert [caller.key for caller in kept] == ["3.1.aa", "50.1.aa"]
+    for caller in (*found, *again, *kept):
+        assert caller.pidfd is not None
+        assert f"Pid:\t{os.getpid()}\n" in Path(f"/proc/self/fdinfo/{caller.pidfd}").read_text()
+        os.close(caller.pidfd)
+    os.close(pidfd)
+    deposit.close()
 
 
 # --- reading ------------------------------------------------------------------------------------

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+TYPE_CHECKING = False  # of `typing`, whose import costs a short command more than all of this
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
 
 
 def run_in_process(
@@ -13,6 +15,10 @@ def run_in_process(
 
     For the last moments of a process; never raises an Exception.
     """
+    from stagewatch.exporters.recorder import resident
+
+    if not resident.has_memory():
+        return
     from stagewatch.exporters.recorder import indoors
 
     indoors.run_in_process(state, room, environ, deadline_seconds)

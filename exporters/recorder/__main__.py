@@ -1,4 +1,4 @@
-"""``STATE ROOM SOCKET INODE STARTS``: the arguments that `spawn` gives the recorder."""
+"""``STATE ROOM INODE SOCKET DEPOSIT DEPOSIT STARTS``: the arguments that `spawn` gives."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import select
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from stagewatch import safety
+from stagewatch.exporters.recorder.deposit import Deposit
 from stagewatch.exporters.recorder.door import Door
 from stagewatch.exporters.recorder.loop import Recorder
 from stagewatch.exporters.recorder.watch import Watch
@@ -27,41 +29,51 @@ _LOG_BYTES: Final = 1 << 18
 def main() -> None:
     """Be the recorder of a room until nobody needs it; exits, but by a signal, with status 0."""
     state, room = Path(sys.argv[1]), Path(sys.argv[2])
-    listening, place = int(sys.argv[3]), int(sys.argv[4])
+    place, listening, *deposit = (int(argument) for argument in sys.argv[3:7])
     if "detach" in sys.argv and os.fork():
         os._exit(0)
     _settle(state)
     try:
-        _record(state, room, listening, place)
+        _record(state, room, listening, place, Deposit(*deposit))
     except Exception as error:
         safety.report(error)
     os._exit(0)  # threads of the exporters may hang in a dead network
 
 
-def _record(state: Path, room: Path, listening: int, place: int) -> None:
+def _record(state: Path, room: Path, listening: int, place: int, deposit: Deposit) -> None:
     epoll = select.epoll()
     door = Door(room, epoll)
     callers = door.take_over(listening, place)
     if callers is None:
         return
+    left = deposit.left()
+    for caller in callers:  # at once: until the rest is loaded we may be killed, too
+        if caller.key and caller.pidfd is not None:
+            deposit.put(caller.key, caller.pidfd)
     # Only who is the recorder loads the rest, and opens the history.
     from stagewatch.config import load_or_default
     from stagewatch.exporters.recorder.ingest import open_intake
+    from stagewatch.exporters.recorder.upkeep import Upkeep
 
     remember_settings(room, os.environ)
-    idle = load_or_default(os.environ, Path("/"))[0].settings.recorder_idle
+    settings = load_or_default(os.environ, Path("/"))[0].settings
     intake = open_intake(state, room, os.environ)
-    watch = Watch(room, intake, epoll)
-    recorder = Recorder(room, intake, door, watch, epoll)
+    watch = Watch(room, intake, epoll, settings, deposit)
+    upkeep = Upkeep(state, room, os.environ, intake, watch)
+    recorder = Recorder(room, intake, door, watch, epoll, upkeep.do)
 
     def stop(*_: object) -> None:
         recorder.is_stopped = True
 
+    # Who waits for our end waits for the flush, not for a nap that a signal does not end.
+    woken, wakes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    epoll.register(woken, select.EPOLLIN)
+    signal.set_wakeup_fd(wakes)
     signal.signal(signal.SIGTERM, stop)
     gc.collect()
     gc.freeze()
     try:
-        recorder.run(callers, idle)
+        recorder.run([*left, *callers], settings)
     finally:
         watch.close()
         intake.stop(_FLUSH_SECONDS)
@@ -75,9 +87,9 @@ def _settle(state: Path) -> None:
     os.umask(0o077)
     with guarded:
         _log_into(state / "recorder.log")
-    with guarded, open("/proc/self/oom_score_adj", "w") as file:
+    with guarded, suppress(FileNotFoundError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
-    for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE):
+    for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE, resource.RLIMIT_AS):
         with guarded:
             _, most = resource.getrlimit(limit)
             resource.setrlimit(limit, (most, most))

@@ -59,6 +59,8 @@ class Journal(Struct):
     tallies: dict[int, TallyDefined] = field(default_factory=dict)
     scopes: dict[int, tuple[int, str]] = field(default_factory=dict)
     """By number: row id and name."""
+    names: dict[int, str] = field(default_factory=dict)
+    """Of operations, by the number that the status page shows."""
 
 
 class Batch:
@@ -204,6 +206,17 @@ def save_journal(books: Books, key: str, journal: Journal, *, closed: bool = Fal
             books.destination,
         ),
     )
+
+
+def has_sibling(link: sqlite3.Connection, key: str, run_id: str) -> bool:
+    """Whether the same process writes another open journal: it went on by exec."""
+    process = key.rsplit(".", 1)[0] + "."
+    row = link.execute(
+        "select exists(select 1 from journal where run_id = ? and key != ? and not closed "
+        "and substr(key, 1, ?) = ?)",
+        (run_id, key, len(process), process),
+    ).fetchone()
+    return bool(row[0])
 
 
 def exiting_of_successor(link: sqlite3.Connection, key: str, run_id: str) -> RunExiting | None:

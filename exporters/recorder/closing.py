@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stagewatch import semconv
@@ -34,9 +34,11 @@ def known_records(cell: Mapping[str, int]) -> tuple[int | None, int | None]:
 
 
 def end_stage(
-    started: StageStarted, cell: Mapping[str, int] | None, verdict: Verdict, end: int
-) -> StageEnded:
-    """The end of a stage whose process died in it, with what its cell had counted by then."""
+    started: StageStarted, cell: Mapping[str, int] | None, verdict: Verdict, end: int,
+    cpu_seconds: float | None = None, memory_peak: int | None = None,
+) -> StageEnded:  # fmt: skip
+    """The end of a stage whose process died in it, with what its cell had counted by then, and
+    what was seen of it from outside."""
     records_in, records_out = (None, None) if cell is None else known_records(cell)
     return StageEnded(
         started.run_id,
@@ -50,8 +52,8 @@ def end_stage(
         records_out,
         cell["records_rejected"] if cell else 0,
         cell["retries"] if cell else 0,
-        0.0,
-        0,
+        cpu_seconds or 0.0,
+        memory_peak or 0,
         max(end - started.start, 0) / SECOND,
         0,
         cell["bytes_in"] if cell else 0,
@@ -86,8 +88,12 @@ def stage_span(started: StageStarted, ended: StageEnded, pipeline: str) -> SpanE
     )
 
 
-def run_span(started: RunStarted, exiting: RunExiting | None, run: Run, cut: int) -> SpanEnded:
-    """The span of a run that is over. `cut`: its details that are not sent because of the cap."""
+def run_span(
+    started: RunStarted, exiting: RunExiting | None, run: Run, cut: int,
+    events: Sequence[tuple[str, int, Attributes]],
+) -> SpanEnded:  # fmt: skip
+    """The span of a run that is over. *cut*: its details that are not sent because of the cap;
+    *events*: what was said of it while it ran."""
     assert run.end is not None and run.outcome is not None
     attributes: Attributes = {
         **started.attributes,
@@ -105,6 +111,8 @@ def run_span(started: RunStarted, exiting: RunExiting | None, run: Run, cut: int
         semconv.RUN_CPU_TIME: run.cpu_seconds or None,
         semconv.RUN_MEMORY_PEAK: run.memory_peak or None,
         semconv.RUN_WAIT_STATUS: run.wait_status,
+        semconv.RUN_STAGE: run.last_stage,
+        semconv.RUN_OPERATION: run.last_operation,
         semconv.RUN_DETAILS_CUT: cut or None,
         semconv.ERROR_PLACE: run.error_place,
         semconv.ERROR_TYPE: run.error_type,
@@ -124,7 +132,7 @@ def run_span(started: RunStarted, exiting: RunExiting | None, run: Run, cut: int
         run.error_message,
         0,
         _known(attributes),
-        None,
+        list(events) or None,
         [(trace, span, attributes) for trace, span, attributes in started.links] or None,
         started.trace_state,
     )

@@ -20,6 +20,7 @@ from stagewatch.exporters.recorder.start import (
     QUEUE,
     SYNC,
     SYNCED,
+    socket_path,
     try_lock,
     unlock,
 )
@@ -92,7 +93,7 @@ class Door:
             fresh = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             os.fchmod(fresh.fileno(), 0o600)
             (self._room / temporary).unlink(missing_ok=True)
-            fresh.bind(f"/proc/self/fd/{directory}/{temporary}")
+            fresh.bind(socket_path(self._room, directory, temporary))
             fresh.listen(QUEUE)
             os.rename(temporary, "sock", src_dir_fd=directory, dst_dir_fd=directory)
         finally:
@@ -160,7 +161,7 @@ class Door:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
                 directory = os.open(self._room, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
                 try:
-                    connection.connect(f"/proc/self/fd/{directory}/sock")
+                    connection.connect(socket_path(self._room, directory))
                     message = caller.key.encode() + b"\0" + msgspec.json.encode(caller.headers)
                     pidfds = [] if caller.pidfd is None else [caller.pidfd]
                     if caller.key:

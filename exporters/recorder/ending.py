@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Final
+
+from msgspec import Struct
 
 from stagewatch import measures, semconv
 from stagewatch.database import LOCAL, PENDING
 from stagewatch.exporters.page import PageReader, Words
-from stagewatch.exporters.recorder import closing, increments, rows
+from stagewatch.exporters.recorder import closing, increments, notices, rows
 from stagewatch.exporters.recorder.books import (
     RUN,
     STAGE,
@@ -17,12 +20,17 @@ from stagewatch.exporters.recorder.books import (
     Journal,
     OpenStage,
     exiting_of_successor,
+    has_sibling,
 )
 from stagewatch.exporters.recorder.increments import Increment
-from stagewatch.exporters.recorder.live import stage_cell
+from stagewatch.exporters.recorder.live import UnderWay
 from stagewatch.exporters.recorder.outcome import Death, Verdict, judge
 from stagewatch.exporters.recorder.taking import count_stage
+from stagewatch.exporters.recorder.tracking import ProcessSeen
+from stagewatch.exporters.recorder.vitals import Vitals
+from stagewatch.exporters.recorder.whereabouts import Place, place, stage_cell
 from stagewatch.measures import SECOND
+from stagewatch.model import Outcome
 from stagewatch.records import ProcessStarted, RunExiting, RunStarted, SpanEnded
 
 _DROP_REASONS: Final = {
@@ -32,9 +40,22 @@ _DROP_REASONS: Final = {
 }
 
 
+class Witness(Struct, frozen=True):
+    """What was seen of the run while it ran."""
+
+    opener: Journal | None
+    """Of the process that opened it, if that is watched here and lives."""
+    run: UnderWay | None
+    """None if it is over before the first look."""
+
+    def process(self, key: str) -> ProcessSeen | None:
+        """One of its processes."""
+        return self.run.processes.get(key) if self.run is not None else None
+
+
 def end_process(
     books: Books, key: str, journal: Journal, process: ProcessStarted, page: PageReader | None,
-    death: Death,
+    death: Death, seen: Witness,
 ) -> None:  # fmt: skip
     """End the open stages and, if it opened one, the run. Runs in the caller's transaction.
 
@@ -42,13 +63,25 @@ def end_process(
     was seen, else its last sign of life.
     """
     batch = Batch()
+    watched = seen.process(key)
+    vitals = death.vitals or (watched.vitals if watched else None) or Vitals()
     exiting = journal.exiting or exiting_of_successor(books.link, key, process.run_id)
-    verdict = judge(death.wait_status, exiting, process.final_exit, death.lost_host)
+    is_final = process.final_exit or (exiting is not None and exiting.is_final)
+    verdict = judge(
+        death.wait_status, exiting, is_final,
+        lost_host=death.lost_host, oom_killed=death.oom_killed,
+    )  # fmt: skip
     end = death.at or max(journal.seen, page.word(Words.LAST_ACTIVITY) if page else 0)
+    uptime = 0 if death.lost_host else death.uptime
     if exiting is not None and (death.wait_status is None or os.WIFEXITED(death.wait_status)):
-        end = exiting.end
+        end, uptime, last = exiting.end, exiting.uptime, Place()
+    else:
+        last = place(journal, page)
+    stages_end = measures.moment(end, uptime, process.start, process.uptime)
     for stage in list(journal.stages.values()):
-        _end_stage(books, journal, process, stage, page, verdict, end, batch)
+        _end_stage(
+            books, journal, process, stage, page, verdict, stages_end, vitals, watched, batch
+        )
     if page is not None:
         _take_cells(books, journal, process, page, batch)
     run = rows.read_run(books.link, journal.run)
@@ -56,24 +89,48 @@ def end_process(
         # Where the opener is never seen here, this process's own end decides on its details.
         is_alone = run.span_id is None
         books.write(journal, batch, process_is_over=is_alone)
+        if run.end is None and journal.opened is None:
+            _note_death(books, key, process, death, verdict, last, seen)
         return
     books.write(journal, batch)
+    end = measures.moment(end, uptime, journal.opened.start, journal.opened.uptime)
     end = max(end, run.start)
-    _end_run(books, journal, journal.opened, exiting, verdict, end, death.wait_status)
+    _end_run(books, journal, journal.opened, exiting, verdict, end, death.wait_status, last, vitals)
 
 
 def _end_stage(
     books: Books, journal: Journal, process: ProcessStarted, stage: OpenStage,
-    page: PageReader | None, verdict: Verdict, end: int, batch: Batch,
+    page: PageReader | None, verdict: Verdict, end: int, vitals: Vitals,
+    watched: ProcessSeen | None, batch: Batch,
 ) -> None:  # fmt: skip
     started, ended = stage.started, stage.ended
     if ended is None:
         cell = stage_cell(journal, started.span_id, page) if page else None
-        ended = closing.end_stage(started, cell, verdict, end)
+        cpu = watched.stage_cpu(started.span_id, vitals) if watched else None
+        ended = closing.end_stage(started, cell, verdict, end, cpu, vitals.memory_peak)
         count_stage(books, journal, ended, batch)
     if not stage.spanned:
         span = closing.stage_span(started, ended, process.pipeline)
         _add_span(books, journal, span, STAGE, started.sampled, batch)
+
+
+def _note_death(
+    books: Books, key: str, process: ProcessStarted, death: Death, verdict: Verdict, last: Place,
+    seen: Witness,
+) -> None:  # fmt: skip
+    """A process that joined the run is dead, and the run goes on."""
+    opener = seen.opener
+    if opener is None or opener.opened is None or not death.is_violent:
+        return
+    if verdict.outcome is Outcome.CANCELLATION and not any(last):
+        return  # a pool ends its idle workers by SIGTERM
+    if has_sibling(books.link, key, process.run_id):
+        return  # it went on by exec: this is the run's own end
+    due = notices.of_death(key, process.pid, opener.opened.pipeline, verdict)
+    around = notices.circumstances(seen.run) if seen.run is not None else {}
+    started = opener.opened
+    at = measures.moment(death.at or time.time_ns(), death.uptime, started.start, started.uptime)
+    notices.say(books, opener, started, due, {**around, **notices.of_place(last)}, at)
 
 
 def _take_cells(
@@ -106,26 +163,29 @@ def _take_cells(
 
 def _end_run(
     books: Books, journal: Journal, opened: RunStarted, exiting: RunExiting | None,
-    verdict: Verdict, end: int, wait_status: int | None,
+    verdict: Verdict, end: int, wait_status: int | None, last: Place, vitals: Vitals,
 ) -> None:  # fmt: skip
     late = measures.lateness(opened.deadline, end) > 0
     books.link.execute(
         "update run set end = ?, outcome = ?, error_type = ?, error_message = ?, "
-        "error_place = ?, cpu_seconds = ?, memory_peak = ?, wait_status = ?, late = ? "
-        "where id = ?",
+        "error_place = ?, cpu_seconds = ?, memory_peak = ?, wait_status = ?, late = ?, "
+        "last_stage = ?, last_operation = ? where id = ?",
         (
             end,
             str(verdict.outcome),
             verdict.error_type,
             exiting.error_message if exiting else None,
             exiting.error_place if exiting else None,
-            (exiting.cpu_seconds or None) if exiting else None,
-            (exiting.memory_peak or None) if exiting else None,
+            (exiting.cpu_seconds if exiting else vitals.cpu_seconds) or None,
+            (exiting.memory_peak if exiting else vitals.memory_peak) or None,
             wait_status,
             late,
+            last.stage,
+            last.operation,
             journal.run,
         ),
     )
+    books.link.execute("delete from live where run = ?", (journal.run,))
     batch = Batch()
     cut = books.decide(
         journal,
@@ -137,7 +197,8 @@ def _end_run(
     batch.found = increments.of_run_end(
         opened.start, end, verdict.outcome, verdict.error_type, opened.deadline
     )
-    span = closing.run_span(opened, exiting, run, cut)
+    said = notices.events(books.link, journal.run)
+    span = closing.run_span(opened, exiting, run, cut, said)
     _add_span(books, journal, span, RUN, opened.sampled, batch)
     books.write(journal, batch, now=end)
 

@@ -21,7 +21,9 @@ from stagewatch.exporters.journal import (
     read_frames,
     segment_path,
 )
+from stagewatch.exporters.life import is_held
 from stagewatch.exporters.page import SIZE, PageReader, Words
+from stagewatch.exporters.recorder import exits
 from stagewatch.exporters.recorder.outcome import Death
 from stagewatch.records import ProcessStarted, Record, Taken, decode, decode_head
 
@@ -72,6 +74,22 @@ class Follower:
     def opens_run(self) -> bool:
         """Whether the run ends with this process, so that it is closed last."""
         return self.started is not None and self.started.opens_run
+
+    @property
+    def pid_namespace(self) -> int | None:
+        """Of the process; None as long as it has not said."""
+        if self.page is not None:
+            return self.page.pid_namespace
+        return self.started.pid_namespace if self.started is not None else None
+
+    def is_held(self) -> bool | None:
+        """Whether the process shows that it lives; None where it never did."""
+        if self.page is None or not self.page.word(Words.HELD):
+            return None
+        try:
+            return is_held(page_path(self._room, self.key))
+        except OSError:
+            return None
 
     def has_news(self) -> bool:
         """Whether the process wrote anything since the last `read`: a look into memory."""
@@ -248,6 +266,9 @@ def remove_files(room: Path, key: str) -> None:
     for path in room.glob(f"{key}.*.journal"):
         path.unlink(missing_ok=True)
     page_path(room, key).unlink(missing_ok=True)
+    pid, ticks, _ = key.split(".")
+    if not any(room.glob(f"{pid}.{ticks}.*.page")):  # of before or after an exec
+        exits.remove(room, int(pid), int(ticks))
 
 
 def _map_page(path: Path) -> PageReader | None:

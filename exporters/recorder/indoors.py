@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import select
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 
 from stagewatch.exporters.journal import start_ticks
+from stagewatch.exporters.recorder import resident
 from stagewatch.exporters.recorder.door import Door
 from stagewatch.exporters.recorder.ingest import Intake
 from stagewatch.exporters.recorder.start import ask_to_take_in
@@ -29,8 +30,13 @@ def run_in_process(
     from stagewatch.exporters.recorder.sender import ship
 
     until = time.monotonic() + deadline_seconds
-    if not _take_in(state, room, environ, is_last_word=True):
+    thread = resident.installed
+    if thread is not None and not thread.end(deadline_seconds):
+        return
+    if not take_in(state, room, environ, lambda watch, _: watch.end_ours(start_ticks())):
         ask_to_take_in(room, deadline_seconds)
+        return
+    if thread is not None and not thread.has_sent(max(until - time.monotonic(), 0.0)):
         return
     if destination(environ).protocols:
         ship(state, environ, max(until - time.monotonic(), 0.0))
@@ -47,24 +53,34 @@ def take_in_all(state: Path, room: Path) -> bool:
     environ = remembered_settings(room, os.environ)
     if environ is None:
         return False
-    return _take_in(state, room, environ, is_last_word=False)
+    return take_in(state, room, environ, bury)
 
 
-def _take_in(state: Path, room: Path, environ: Mapping[str, str], *, is_last_word: bool) -> bool:
+def bury(watch: Watch, intake: Intake) -> None:
+    """For `take_in`: close what the dead left."""
+    watch.bury()
+
+
+def take_in(
+    state: Path,
+    room: Path,
+    environ: Mapping[str, str],
+    finish: Callable[[Watch, Intake], None],
+) -> bool:
+    """Take in all journals of *room*, then *finish*; False if another process is at it.
+
+    Nothing is sent. Raises sqlite3.Error or OSError where the history cannot be written.
+    """
     with closing(select.epoll()) as epoll, closing(Door(room, epoll)) as door:
         if not door.try_life():
             return False
-        intake = Intake(state, environ)
+        intake = Intake(state, environ, sends=False)
         watch = Watch(room, intake, epoll)
         try:
             watch.find(journals(room))
-            for descriptor, _ in epoll.poll(0):
-                watch.died(descriptor)
+            watch.died(*(descriptor for descriptor, _ in epoll.poll(0)))
             watch.read(everything=True)
-            if is_last_word:
-                watch.end_ours(start_ticks())
-            else:
-                watch.bury()
+            finish(watch, intake)
         finally:
             watch.close()
             intake.stop(0.0)

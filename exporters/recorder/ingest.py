@@ -6,15 +6,15 @@ had not comes again, with the same ids.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from stagewatch import config, semconv
+from stagewatch import config, measures, semconv
 from stagewatch.database import WAITING, connect, transaction
 from stagewatch.exporters.page import PageReader
-from stagewatch.exporters.recorder import details, increments, rows
+from stagewatch.exporters.recorder import details, increments, notices, rows
 from stagewatch.exporters.recorder.books import (
     Batch,
     Books,
@@ -23,10 +23,13 @@ from stagewatch.exporters.recorder.books import (
     open_journals,
     save_journal,
 )
-from stagewatch.exporters.recorder.ending import end_process
-from stagewatch.exporters.recorder.live import Live, note_records
+from stagewatch.exporters.recorder.ending import Witness, end_process
+from stagewatch.exporters.recorder.increments import Increment
+from stagewatch.exporters.recorder.live import Member, UnderWay
+from stagewatch.exporters.recorder.notices import Due
 from stagewatch.exporters.recorder.outcome import Death
 from stagewatch.exporters.recorder.sender import Sender
+from stagewatch.exporters.recorder.showing import gauges, note_records, picture
 from stagewatch.exporters.recorder.taking import take
 from stagewatch.exporters.recorder.totals import Totals, is_delta
 from stagewatch.exporters.recorder.vitals import Sighting
@@ -38,8 +41,7 @@ from stagewatch.records import Taken
 CLOSED: Final = (-1, -1)
 """What `Intake.resume` answers for a journal that has nothing left to give."""
 
-_TICK_SECONDS: Final = 5.0
-_PRUNE_SECONDS: Final = 3600.0
+_NOTE_SECONDS: Final = 5.0
 
 
 class Intake:
@@ -65,9 +67,9 @@ class Intake:
                 details.Settings(settings.detail_ratio, settings.detail_cap),
             )
         self._journals: dict[str, Journal] = {}
-        self._live = Live()
-        self._ticked = 0
-        self._pruned = 0
+        self._under_way: dict[int, UnderWay] = {}
+        """By the row id of the run."""
+        self._noted = 0
         self._sender = Sender(state, environ) if sends and goal.protocols else None
         if self._sender is not None:
             self._sender.start()
@@ -108,10 +110,14 @@ class Intake:
         journal = self._journal(key)
         with self._changing(key):
             if journal.process is not None:
-                end_process(self._books, key, journal, journal.process, page, death)
+                seen = self._seen(journal)
+                end_process(self._books, key, journal, journal.process, page, death, seen)
             save_journal(self._books, key, journal, closed=True)
         del self._journals[key]
-        self._live.forget(journal)
+        if journal.opened is not None:
+            self._under_way.pop(journal.run, None)
+        elif run := self._under_way.get(journal.run):
+            run.forget(key)
         if self._sender is not None:
             self._sender.wake(totals=True)
 
@@ -125,56 +131,33 @@ class Intake:
                 self.close(key, None, Death())
 
     def tick(self, sightings: Mapping[str, Sighting], now: int) -> None:
-        """Refresh what is known of active runs, every few seconds at most; prune, every hour."""
-        if now - self._pruned > _PRUNE_SECONDS * SECOND:
-            self._pruned = now
-            self._prune(now)
-        if now - self._ticked < _TICK_SECONDS * SECOND:
+        """Look at the runs under way; say at once what is due, and write the rest down every few
+        seconds."""
+        self._look(sightings, now)
+        if abs(now - self._noted) >= _NOTE_SECONDS * SECOND:
+            self.note(now)
+        else:
+            self._note([run for run in self._under_way.values() if _is_urgent(run)], now)
+
+    def note(self, now: int) -> None:
+        """Write down what the last `tick` has seen of all runs under way."""
+        self._noted = now
+        self._note(self._under_way.values(), now)
+
+    def unwatched(self, key: str, seconds: float, now: int) -> None:
+        """For so long nobody watched the run that the process with the journal *key* opened."""
+        journal = self._journals.get(key)
+        if journal is None or journal.process is None or journal.opened is None:
             return
-        self._ticked = now
-        alive = [
-            (self._journals[key], sighting.page)
-            for key, sighting in sightings.items()
-            if key in self._journals
-        ]
-        if not alive:
-            return
-        by_run: dict[int, list[tuple[Journal, PageReader]]] = {}
-        with transaction(self._link):
-            for journal, page in alive:
-                if journal.process is None:
-                    continue
-                found = self._live.gauges(journal, page, now)
-                pipeline = journal.process.pipeline
-                self._books.totals.add(found, pipeline, journal.metric_resource, now)
-                by_run.setdefault(journal.run, []).append((journal, page))
-            for run, members in by_run.items():
-                note_records(self._link, run, members)
+        with self._changing(key):
+            lost = [Increment(semconv.UNWATCHED, (), seconds)]
+            self._books.totals.add(lost, None, self._books.interned.own_resource(), now)
+            due = notices.of_gap(journal.process.pipeline, seconds, now)
+            notices.say(self._books, journal, journal.opened, due, {}, now)
+        self.wake()
 
-    def is_busy(self) -> bool:
-        """Whether anything waits that this recorder is the one to send."""
-        if self._sender is None or self._sender.is_elsewhere:
-            return False
-        return any(
-            self._link.execute(
-                f"select exists(select 1 from {table})", (self._books.destination,)
-            ).fetchone()[0]
-            for signal in self._books.signals
-            for table in WAITING[signal]
-        )
-
-    def headers(self, environ: dict[str, str]) -> None:
-        """Use newer header values (``OTEL_EXPORTER_OTLP_*HEADERS``) from now on."""
-        if self._sender is not None:
-            self._sender.use(environ)
-
-    def stop(self, timeout: float) -> None:
-        """Send what can be sent within *timeout* seconds, keep the rest, let go of the history."""
-        if self._sender is not None:
-            self._sender.stop(timeout)
-        self._link.close()
-
-    def _prune(self, now: int) -> None:
+    def prune(self, now: int) -> None:
+        """Forget what the settings say is too old or too much."""
         gone = History(self._link).prune(
             now,
             details=self._settings.retention_details,
@@ -188,6 +171,104 @@ class Intake:
                 resource = self._books.interned.own_resource()
                 self._books.totals.add(lost, None, resource, now)
 
+    def is_busy(self) -> bool:
+        """Whether anything waits that this recorder is the one to send."""
+        if self._sender is None or self._sender.is_elsewhere:
+            return False
+        return any(
+            self._link.execute(
+                f"select exists(select 1 from {table})", (self._books.destination,)
+            ).fetchone()[0]
+            for signal in self._books.signals
+            for table in WAITING[signal]
+        )
+
+    def wake(self) -> None:
+        """Send what another intake of this destination has written."""
+        if self._sender is not None:
+            self._sender.wake(totals=True)
+
+    def headers(self, environ: dict[str, str]) -> None:
+        """Use newer header values (``OTEL_EXPORTER_OTLP_*HEADERS``) from now on."""
+        if self._sender is not None:
+            self._sender.use(environ)
+
+    def stop(self, timeout: float) -> None:
+        """Send what can be sent within *timeout* seconds, keep the rest, let go of the history."""
+        if self._sender is not None:
+            self._sender.stop(timeout)
+        self._link.close()
+
+    def _look(self, sightings: Mapping[str, Sighting], now: int) -> None:
+        uptime = measures.uptime()
+        by_run: dict[int, list[Member]] = {}
+        for key, sighting in sightings.items():
+            journal = self._journals.get(key)
+            if journal is not None and journal.process is not None:
+                by_run.setdefault(journal.run, []).append(Member(key, journal, sighting))
+        for number, members in by_run.items():
+            run = self._under_way.get(number)
+            if run is None:
+                opened = next((m.journal.opened for m in members if m.journal.opened), None)
+                if opened is None:  # another recorder's, which sees who opened it
+                    continue
+                durations = History(self._link).durations(opened.pipeline)
+                said = notices.said(self._link, number)
+                run = UnderWay(number, opened, now, uptime, durations, said)
+                self._under_way[number] = run
+            run.look(members, now, uptime)
+        for number in self._under_way.keys() - by_run.keys():
+            self._under_way[number].members = ()  # dead, and about to be closed
+
+    def _note(self, runs: Collection[UnderWay], now: int) -> None:
+        runs = [run for run in runs if run.members]
+        if not runs:
+            return
+        shown = self._newest()
+        said: list[tuple[UnderWay, list[Due]]] = []
+        with self._changing():
+            for run in runs:
+                note_records(self._link, run)
+                seen = picture(run)
+                rows.set_live(self._link, run.number, seen)
+                opener = run.opener()
+                if opener is None:
+                    continue
+                if run in shown:
+                    found = gauges(run, seen)
+                    resource = opener.metric_resource
+                    self._books.totals.add(found, run.opened.pipeline, resource, now)
+                said.append((run, self._say(run, opener)))
+        has_news = False
+        for run, due in said:
+            has_news |= bool(due) or not run.is_announced
+            run.is_announced = True
+            run.said.update({(one.name, one.key): run.clock for one in due})
+        if has_news and self._sender is not None:
+            self._sender.wake(totals=any(due for _, due in said))
+
+    def _say(self, run: UnderWay, opener: Journal) -> list[Due]:
+        if not run.is_announced:
+            notices.announce(self._books, opener, run.opened)
+        due = notices.due(run)
+        if due:
+            common = notices.circumstances(run)
+            for one in due:
+                notices.say(self._books, opener, run.opened, one, common, run.clock)
+        return due
+
+    def _newest(self) -> Collection[UnderWay]:
+        """Whose gauges are shown: of several runs of one pipeline the one that began last."""
+        found: dict[tuple[int, str], UnderWay] = {}
+        for run in sorted(self._under_way.values(), key=lambda run: run.opened.start):
+            if opener := run.opener():
+                found[opener.metric_resource, run.opened.pipeline] = run
+        return found.values()
+
+    def _seen(self, journal: Journal) -> Witness:
+        openers = (one for one in self._journals.values() if one.run == journal.run and one.opened)
+        return Witness(next(openers, None), self._under_way.get(journal.run))
+
     def _journal(self, key: str) -> Journal:
         journal = self._journals.get(key)
         if journal is None:
@@ -195,7 +276,7 @@ class Intake:
         return journal
 
     @contextmanager
-    def _changing(self, key: str) -> Iterator[None]:
+    def _changing(self, key: str = "") -> Iterator[None]:
         try:
             with transaction(self._link):
                 yield
@@ -215,3 +296,7 @@ def open_intake(state: Path, room: Path, environ: Mapping[str, str]) -> Intake:
     intake = Intake(state, environ)
     intake.close_lost(room.parent)
     return intake
+
+
+def _is_urgent(run: UnderWay) -> bool:
+    return not run.is_announced or bool(notices.due(run))

@@ -9,6 +9,7 @@ import struct
 from typing import Final
 
 from stagewatch.exporters.journal import start_ticks
+from stagewatch.exporters.recorder import proc
 
 _PIDFD_GET_INFO: Final = 0xC040FF0B
 """``_IOWR(0xFF, 11, 64 bytes)``, since Linux 6.13."""
@@ -19,21 +20,21 @@ _EXIT_CODE_AT: Final = 60
 _REAPING_MILLISECONDS: Final = 20
 
 
+def tells() -> bool:
+    """Whether there is a /proc here."""
+    return os.path.exists("/proc/self/stat")
+
+
 def is_running(pid: int, ticks: int) -> bool:
     """Whether the process that *pid* named when it started at *ticks* still is; zombies are not."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rsplit(b")", 1)[1].split()
-    except (OSError, IndexError):
-        return False
-    return int(fields[19]) == ticks and fields[0] not in (b"Z", b"X")
+    found = proc.read(pid)
+    return found is not None and found.ticks == ticks and not found.is_dead
 
 
 def open_pidfd(pid: int, ticks: int) -> int | None:
     """A pidfd of just this process, a zombie included; None if it is gone or cannot be had."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except OSError:
+    pidfd = open_any_pidfd(pid)
+    if pidfd is None:
         return None
     try:
         # Asked after the opening: a pid that was given anew by then has other ticks.
@@ -45,6 +46,14 @@ def open_pidfd(pid: int, ticks: int) -> int | None:
     return None
 
 
+def open_any_pidfd(pid: int) -> int | None:
+    """A pidfd of whichever process has this pid now; None if it cannot be had."""
+    try:
+        return os.pidfd_open(pid)
+    except (OSError, AttributeError):  # Python may be older than the kernel, or built on one
+        return None
+
+
 def wait_status(pidfd: int, pid: int, ticks: int) -> int | None:
     """How a process ended whose pidfd is readable, as ``wait(2)`` gives it; None if unknowable.
 
@@ -54,7 +63,7 @@ def wait_status(pidfd: int, pid: int, ticks: int) -> int | None:
     for _ in range(3):
         status = _of_reaped(pidfd)
         if status is None:
-            status = _of_zombie(pid, ticks)
+            status = zombie_status(pid, ticks)
         if status is not None:
             return status
         _wait_for_reaping(pidfd)
@@ -74,21 +83,23 @@ def _of_reaped(pidfd: int) -> int | None:
     return status
 
 
-def _of_zombie(pid: int, ticks: int) -> int | None:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rsplit(b")", 1)[1].split()
-        owner = os.stat(f"/proc/{pid}").st_uid
-    except (OSError, IndexError):
+def zombie_status(pid: int, ticks: int) -> int | None:
+    """How a process ended that nobody has waited for yet; None if it is not one, or unknowable."""
+    found = proc.read(pid)
+    # Not reaped yet, so that its pid is still its own: where its ticks are not known that will do.
+    if found is None or (ticks and found.ticks != ticks) or not found.is_dead:
         return None
-    if int(fields[19]) != ticks or fields[0] not in (b"Z", b"X"):
-        return None
-    status = int(fields[-1])
+    if found.wait_status:
+        return found.wait_status
     # The kernel shows another user's status as 0, which looks like a success.
-    return status if status or owner == os.geteuid() else None
+    try:
+        return 0 if os.stat(f"/proc/{pid}").st_uid == os.geteuid() else None
+    except OSError:
+        return None
 
 
 def _wait_for_reaping(pidfd: int) -> None:
     poll = select.poll()
     poll.register(pidfd, 0)
-    poll.poll(_REAPING_MILLISECONDS)
+    # Without /proc a zombie's status is nowhere until its parent asks for it.
+    poll.poll(_REAPING_MILLISECONDS if tells() else 10 * _REAPING_MILLISECONDS)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
 from stagewatch import safety
+from stagewatch.config import Settings
 from stagewatch.exporters.recorder.door import Caller, Door
 from stagewatch.exporters.recorder.watch import Intake, Watch, journals
 
 _SHORTEST_NAP: Final = 0.1
 _LONGEST_NAP: Final = 0.5
 _SCAN_SECONDS: Final = 2.0
-_TICK_SECONDS: Final = 1.0
 _PENDING_SECONDS: Final = 24 * 3600.0
 """How long data that cannot be sent keeps an idle recorder alive."""
 
@@ -24,36 +24,49 @@ class Recorder:
     """A watch with a door and a clock. Only for who holds the room's life."""
 
     def __init__(
-        self, room: Path, intake: Intake, door: Door, watch: Watch, epoll: select.epoll
+        self,
+        room: Path,
+        intake: Intake,
+        door: Door,
+        watch: Watch,
+        epoll: select.epoll,
+        upkeep: Callable[[], object] = lambda: None,
     ) -> None:
+        """*upkeep*: what else is to be done when all have been found, and now and then."""
         self.is_stopped = False
         self._room = room
         self._intake = intake
         self._door = door
         self._watch = watch
         self._epoll = epoll
+        self._upkeep = upkeep
         self._asking: list[Caller] = []
 
-    def run(self, callers: Sequence[Caller], idle_seconds: float) -> None:
-        """Until `is_stopped`, or until there was nothing to do for *idle_seconds*."""
+    def run(self, callers: Sequence[Caller], settings: Settings) -> None:
+        """Until `is_stopped`, or until there was nothing to do for its ``recorder_idle``."""
         self._serve(callers)
         self._scan()
+        self._watch.read()
+        self._upkeep()
+        interval = max(settings.watch_interval, _SHORTEST_NAP)
         scanned = ticked = busy = time.monotonic()
         nap = _SHORTEST_NAP
         while not self.is_stopped:
-            self._attend(self._epoll.poll(nap))
+            due = max(ticked + interval - time.monotonic(), 0.0)
+            self._attend(self._epoll.poll(min(nap, due) if self._watch.followers else nap))
             now = time.monotonic()
             if now - scanned >= _SCAN_SECONDS:
                 scanned = now
                 self._scan()
+                self._upkeep()
             nap = _SHORTEST_NAP if self._watch.read() else min(1.5 * nap, _LONGEST_NAP)
             self._answer()
             if self._watch.followers:
                 busy = now
-                if now - ticked >= _TICK_SECONDS:
+                if now - ticked >= interval:
                     ticked = now
                     self._tick()
-            elif self._may_leave(now - busy, idle_seconds):
+            elif self._may_leave(now - busy, settings.recorder_idle):
                 return
         self._watch.read(everything=True)
 
@@ -62,9 +75,8 @@ class Recorder:
         dead = [descriptor for descriptor, _ in events if self._watch.is_pidfd(descriptor)]
         if any(self._door.is_ours(descriptor) for descriptor, _ in events):
             self._serve(self._door.callers())
-        for descriptor in dead:
-            if self._watch.is_pidfd(descriptor):  # an exec'd process has several
-                self._watch.died(descriptor)
+        if dead:
+            self._watch.died(*dead)
 
     def _serve(self, callers: Sequence[Caller]) -> None:
         for caller in callers:
@@ -89,6 +101,8 @@ class Recorder:
         while events := self._epoll.poll(0):
             self._attend(events)
         self._watch.read(everything=True)
+        self._tick()
+        self._note()
         asking, self._asking = self._asking, []
         for caller in asking:
             caller.answer()
@@ -96,6 +110,12 @@ class Recorder:
     def _tick(self) -> None:
         try:
             self._intake.tick(self._watch.sightings(), time.time_ns())
+        except Exception as error:
+            safety.report(error)
+
+    def _note(self) -> None:
+        try:
+            self._intake.note(time.time_ns())
         except Exception as error:
             safety.report(error)
 

@@ -34,10 +34,18 @@ class Death(Struct, frozen=True):
     """Its SIGKILL came for want of memory (decision 11)."""
     vitals: Vitals | None = None
     """At the last look."""
+    uptime: int = 0
+    """`stagewatch.measures.uptime` at *at*; 0 where that is not known, or of another boot."""
+
+    @property
+    def is_violent(self) -> bool:
+        """By a signal or with a code that is not 0, as far as is known."""
+        return bool(self.wait_status)
 
 
 HOST_LOST: Final = Verdict(Outcome.ERROR, "host_lost")
 UNKNOWN: Final = Verdict(Outcome.ERROR, "unknown")
+OOM_KILLED: Final = Verdict(Outcome.ERROR, "oom_killed")
 SUCCESS: Final = Verdict(Outcome.SUCCESS)
 
 _SIGNALS: Final[dict[int, Verdict]] = {
@@ -52,7 +60,12 @@ _INTERRUPTED_EXIT: Final = 128 + signal.SIGINT
 
 
 def judge(
-    wait_status: int | None, exiting: RunExiting | None, final: bool, lost_host: bool = False
+    wait_status: int | None,
+    exiting: RunExiting | None,
+    final: bool,
+    *,
+    lost_host: bool = False,
+    oom_killed: bool = False,
 ) -> Verdict:
     """The verdict on a process that is dead.
 
@@ -61,12 +74,15 @@ def judge(
     orderly end is not yet a success: the process may have crashed or called ``os._exit(3)`` after
     it wrote its last record. Only where that record is *final*, because nobody outlives the
     process, is it believed. *lost_host*: another boot of the host has begun since.
+    *oom_killed*: a SIGKILL came for want of memory.
     """
     if wait_status is None:
         if lost_host and exiting is None:
             return HOST_LOST
         return _as_journaled(exiting, final)
     if os.WIFSIGNALED(wait_status):
+        if oom_killed and os.WTERMSIG(wait_status) == signal.SIGKILL:
+            return OOM_KILLED
         return _by_signal(os.WTERMSIG(wait_status), exiting)
     return _by_exit_code(os.WEXITSTATUS(wait_status), exiting)
 

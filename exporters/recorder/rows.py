@@ -14,9 +14,10 @@ from stagewatch import semconv
 from stagewatch.exporters.recorder.closing import known_records
 from stagewatch.exporters.state import Destination
 from stagewatch.measures import SECOND
-from stagewatch.model import Run
+from stagewatch.model import Live, Run
 from stagewatch.records import (
     DatasetTouched,
+    LogEmitted,
     ProcessStarted,
     RunStarted,
     SpanEnded,
@@ -208,6 +209,46 @@ def sum_records(link: sqlite3.Connection, number: int) -> None:
     )
 
 
+def add_records(
+    link: sqlite3.Connection, number: int, came: int | None, went: int | None, rejected: int
+) -> tuple[int | None, int | None, int]:
+    """Add to what `sum_records` has set, of a run under way; returns in, out and rejected."""
+    row = link.execute(
+        "update run set records_in = ifnull(records_in + ?1, ifnull(records_in, ?1)), "
+        "records_out = ifnull(records_out + ?2, ifnull(records_out, ?2)), "
+        "records_rejected = records_rejected + ?3 where id = ?4 and end is null "
+        "returning records_in, records_out, records_rejected",
+        (came, went, rejected, number),
+    ).fetchone()
+    return row or (None, None, 0)
+
+
+def stage_records(
+    link: sqlite3.Connection, number: int
+) -> dict[str, tuple[int | None, int | None]]:
+    """Records in and out that are taken in, by stage."""
+    found = link.execute("select name, records_in, records_out from stage where run = ?", (number,))
+    return {name: (came, went) for name, came, went in found}
+
+
+def set_live(link: sqlite3.Connection, number: int, picture: Live) -> None:
+    """Show a run that is under way."""
+    link.execute(
+        "insert or replace into live select id, ?2 from run where id = ?1 and end is null",
+        (number, encode(picture)),
+    )
+
+
+def add_log(
+    link: sqlite3.Connection, destination: int, resource: int, scope: int, record: LogEmitted
+) -> None:
+    """A log record, to be sent."""
+    link.execute(
+        "insert into log(destination, resource, scope, record) values(?, ?, ?, ?)",
+        (destination, resource, scope, encode_record(record)),
+    )
+
+
 def add_stage(link: sqlite3.Connection, run: int, ended: StageEnded, failed: bool) -> None:
     """One call of a stage."""
     link.execute(
@@ -329,6 +370,14 @@ def span_values(
         role, span.start, (span.end - span.start) / SECOND, 1 if span.status == ERROR else 0,
         state, destination, resource, scope, bytearray(record),
     )  # fmt: skip
+
+
+def has_span(link: sqlite3.Connection, run: int, span_id: bytes) -> bool:
+    """Whether the history has it."""
+    row = link.execute(
+        "select exists(select 1 from span where run = ? and span_id = ?)", (run, span_id)
+    ).fetchone()
+    return bool(row[0])
 
 
 def add_spans(

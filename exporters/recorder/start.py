@@ -14,6 +14,8 @@ import _socket
 import ctypes
 import fcntl
 import os
+import select
+import signal
 import struct
 import time
 from collections.abc import Iterator, Mapping
@@ -25,15 +27,21 @@ import msgspec
 from msgspec import Struct
 
 from stagewatch import safety
-from stagewatch.exporters.journal import pid_namespace
+from stagewatch.exporters.journal import pid_namespace, start_ticks
 
 ALIVE_BYTE: Final = 0
 ELECTION_BYTE: Final = 1
 QUEUE: Final = 4096
 SYNC: Final = b"sync"
 SYNCED: Final = b"ok"
+PARENT_VARIABLE: Final = "STAGEWATCH_PARENT"
+"""``PID.TICKS`` of a `stagewatch run` that lets the recorder send before all ends."""
 _PATIENCE_SECONDS: Final = 1.0
 _START_SECONDS: Final = 10.0
+OUTLIVED_BY_NOTHING: Final = "nothing outlives this process"
+_LONGEST_PATH: Final = 107
+_LITTLE_MEMORY: Final = 128 << 20
+"""A recorder takes about 45 MB of it."""
 _INITIAL_NAMESPACE: Final = 0xEFFFFFFC
 _PR_GET_CHILD_SUBREAPER: Final = 37
 _FLOCK: Final = struct.Struct("@hhqqi")
@@ -45,6 +53,10 @@ _HEADERS: Final = (
 )
 
 
+class Alone(Exception):
+    """No recorder can be started; the message says why."""
+
+
 class Announced(Struct, frozen=True):
     """What came of it."""
 
@@ -52,8 +64,8 @@ class Announced(Struct, frozen=True):
     """The recorder, or the queue of one that starts, has this process's pidfd."""
     started: bool = False
     """This process started the recorder."""
-    ships_itself: bool = False
-    """No recorder can outlive this process: it has to ship in its own last moments."""
+    alone: str = ""
+    """Why this process can have no recorder and has to ship by itself; empty where it can."""
 
 
 def announce(room: Path, key: str, environ: Mapping[str, str], state: Path) -> Announced:
@@ -64,11 +76,13 @@ def announce(room: Path, key: str, environ: Mapping[str, str], state: Path) -> A
     """
     try:
         if dies_with_us():
-            return Announced(ships_itself=True)
+            return Announced(alone=OUTLIVED_BY_NOTHING)
         with _opened(room, os.O_PATH | os.O_DIRECTORY) as directory:
             return _announce(directory, room, key, environ, state)
     except BlockingIOError:
         return Announced()  # thousands wait already: the recorder's scan finds our journal
+    except Alone as reason:
+        return Announced(alone=str(reason))
     except Exception as error:
         safety.report(error)
         return Announced()
@@ -78,14 +92,14 @@ def introduce(room: Path, key: str, environ: Mapping[str, str]) -> Announced:
     """Like `announce`, but never starts a recorder: for a child that the user's code forked."""
     try:
         if dies_with_us():
-            return Announced(ships_itself=True)
+            return Announced(alone=OUTLIVED_BY_NOTHING)
         with _opened(room, os.O_PATH | os.O_DIRECTORY) as directory:
-            connection = _connect(directory)
+            connection = _connect(room, directory)
             if connection is None:
                 return Announced()
             with _closing(connection):
                 return Announced(known=_hello(connection, key, environ))
-    except BlockingIOError:
+    except (BlockingIOError, Alone):
         return Announced()
     except Exception as error:
         safety.report(error)
@@ -116,24 +130,79 @@ def ask_to_take_in(room: Path, timeout: float = 2.0) -> bool:
     until = time.monotonic() + timeout
     try:
         with _opened(room, os.O_PATH | os.O_DIRECTORY) as directory:
-            connection = _connect(directory)
+            connection = _connect(room, directory)
             if connection is None:
                 return False
             with _closing(connection):
                 connection.settimeout(max(until - time.monotonic(), 0.001))
                 connection.send(SYNC)
                 return connection.recv(len(SYNCED)) == SYNCED
-    except OSError:
+    except (OSError, Alone):
         return False
 
 
 def dies_with_us() -> bool:
     """Whether a recorder started here would be our child or die with us (decisions 5 and 27)."""
-    if 1 in (os.getpid(), os.getppid()) and pid_namespace() != _INITIAL_NAMESPACE:
+    if _is_seen_off():
+        return False
+    if ends_with((os.getpid(), os.getppid(), _opener())):
         return True
     flag = ctypes.c_int(0)
     ctypes.CDLL(None).prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(flag), 0, 0, 0)
     return bool(flag.value)
+
+
+def ends_with(pids: tuple[int, ...]) -> bool:
+    """Whether this PID namespace ends when one of *pids* does."""
+    return 1 in pids and pid_namespace() != _INITIAL_NAMESPACE
+
+
+def _is_seen_off() -> bool:
+    pid, _, ticks = os.environ.get(PARENT_VARIABLE, "").partition(".")
+    try:
+        return bool(pid) and start_ticks(int(pid)) == int(ticks)
+    except (OSError, ValueError, IndexError):
+        return False
+
+
+def end_recorder(room: Path, timeout: float) -> None:
+    """Let the recorder of *room* send what it can and end; waits for that, at most *timeout*."""
+    with _opened(room / "alive", os.O_RDONLY) as alive:
+        pid = _holder(alive, ALIVE_BYTE)
+    if pid <= 0:
+        return
+    pidfd = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        poll.poll(timeout * 1000)
+    finally:
+        os.close(pidfd)
+def no_room() -> str:
+    """Why a recorder would take memory that the job needs; empty where there is enough."""
+    from stagewatch.exporters.recorder.limits import memory_limit
+
+    limit = memory_limit()
+    if limit is None or limit > _LITTLE_MEMORY:
+        return ""
+    return f"a limit of {limit >> 20} MB of memory leaves no room for a recorder"
+
+
+def _opener() -> int:
+    """Pid of the process whose run this one joins: as PID 1 it would inherit our recorder."""
+    pid = os.environ.get("STAGEWATCH_RUN", "").split(".", 2)[1:2]
+    return int(pid[0]) if pid and pid[0].isdecimal() else 0
+
+
+def socket_path(room: Path, directory: int, name: str = "sock") -> str:
+    """For ``bind`` and ``connect``: of a file in *room*, which is open as *directory*.
+
+    The detour through /proc, because a socket's path has at most 107 bytes.
+    """
+    if os.path.exists("/proc/self/fd"):
+        return f"/proc/self/fd/{directory}/{name}"
+    return str(room / name)
 
 
 def try_lock(alive: int, byte: int) -> bool:
@@ -174,7 +243,7 @@ def _announce(
     nap = 0.001
     started = False
     while started or time.monotonic() < until:
-        connection = _connect(directory)
+        connection = _connect(room, directory)
         if connection is not None:
             with _closing(connection):
                 if started or not _is_void(room):
@@ -188,13 +257,16 @@ def _announce(
     return Announced(started=started)
 
 
-def _connect(directory: int) -> _socket.socket | None:
-    """None if nobody listens. The detour through /proc: a socket's path has at most 107 bytes."""
+def _connect(room: Path, directory: int) -> _socket.socket | None:
+    """None if nobody listens. Raises Alone where nobody can."""
+    path = socket_path(room, directory)
+    if len(os.fsencode(path)) > _LONGEST_PATH:
+        raise Alone(f"without /proc this path is too long for a socket: {path}")
     connection = _socket.socket(
         _socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK
     )
     try:
-        connection.connect(f"/proc/self/fd/{directory}/sock")
+        connection.connect(path)
     except (FileNotFoundError, ConnectionRefusedError):
         connection.close()
         return None
@@ -211,7 +283,10 @@ def _hello(connection: _socket.socket, key: str, environ: Mapping[str, str]) -> 
         message += b"\0" + msgspec.json.encode(headers)
     try:
         pidfd = os.pidfd_open(os.getpid())
-    except OSError:  # an old kernel, or a sandbox: the recorder looks for the pid itself
+    except (
+        OSError,
+        AttributeError,
+    ):  # an old kernel, or a sandbox: the recorder looks for the pid itself
         connection.send(message)
         return False
     try:
@@ -242,20 +317,25 @@ def _has_had_its_time(room: Path) -> bool:
 
 
 def _elect(directory: int, room: Path, environ: Mapping[str, str], state: Path) -> bool:
-    """Bind, listen and start a recorder, unless somebody else does or did. May raise OSError."""
+    """Bind, listen and start a recorder, unless somebody else does or did.
+
+    Raises Alone where none can be started, and OSError.
+    """
     with _opened(room / "alive", os.O_RDWR | os.O_CREAT) as alive:
         # The life of a recorder that is about to leave does not matter: ours waits for its end.
         if not try_lock(alive, ELECTION_BYTE):
             return False
         # Between our look and our lock somebody else may have been elected.
-        connection = _connect(directory)
+        connection = _connect(room, directory)
         if connection is not None:
             connection.close()
             if _is_locked(alive, ALIVE_BYTE) or not _has_had_its_time(room):
                 return False
         from stagewatch.exporters.recorder.spawn import spawn  # most processes need none
 
-        path = f"/proc/self/fd/{directory}/sock"
+        if reason := no_room():
+            raise Alone(reason)
+        path = socket_path(room, directory)
         with suppress(FileNotFoundError):
             os.unlink(path)
         listening = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
@@ -263,14 +343,22 @@ def _elect(directory: int, room: Path, environ: Mapping[str, str], state: Path) 
             os.fchmod(listening.fileno(), 0o600)
             listening.bind(path)
             listening.listen(QUEUE)
-            spawn(room, state, listening.fileno(), environ)
+            try:
+                spawn(room, state, listening.fileno(), environ)
+            except OSError as error:
+                raise Alone(f"no recorder can be started ({error.strerror or error})") from error
         return True
 
 
 def _is_locked(alive: int, byte: int) -> bool:
+    return _holder(alive, byte) != 0
+
+
+def _holder(alive: int, byte: int) -> int:
+    """Pid of who has locked a byte; 0 if nobody has, -1 if it is in another PID namespace."""
     question = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
-    answer = fcntl.fcntl(alive, fcntl.F_GETLK, question)
-    return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+    kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(alive, fcntl.F_GETLK, question))
+    return 0 if kind == fcntl.F_UNLCK else int(pid) or -1
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from stagewatch.records import (
     DatasetTouched,
     LogEmitted,
     MetricsCollected,
+    NameDefined,
     OperationEnded,
     ProcessStarted,
     RunExiting,
@@ -38,7 +39,6 @@ from stagewatch.records import (
     TallySpilled,
     decode_head,
 )
-from stagewatch.records import encode as encode_record
 
 _CLIENT_KINDS: Final = (2, 3)  # CLIENT, PRODUCER
 _LIBRARIES: Final = "opentelemetry.instrumentation."
@@ -84,6 +84,8 @@ def take(books: Books, journal: Journal, record: Taken, batch: Batch) -> None:
         case ScopeDefined():
             number = books.interned.scope(record.name, record.version, record.schema_url)
             journal.scopes[record.number] = (number, record.name)
+        case NameDefined():
+            journal.names[record.number] = record.name
         case RunStarted():
             _open_run(books, journal, journal.process, record, batch)
         case RunExiting():
@@ -196,12 +198,5 @@ def _take_log(books: Books, journal: Journal, record: LogEmitted, batch: Batch) 
         return
     scope = journal.scopes.get(record.scope)
     batch.recorded["logs"] += 1
-    books.link.execute(
-        "insert into log(destination, resource, scope, record) values(?, ?, ?, ?)",
-        (
-            books.destination,
-            journal.resource,
-            scope[0] if scope else books.interned.scope("", None, None),
-            encode_record(record),
-        ),
-    )
+    number = scope[0] if scope else books.interned.scope("", None, None)
+    rows.add_log(books.link, books.destination, journal.resource, number, record)

@@ -39,6 +39,8 @@ _QUIET: Final = frozenset(
     for metric in (
         semconv.HEARTBEAT,
         semconv.LAST_ACTIVITY,
+        semconv.PROGRESS,
+        semconv.ESTIMATED_END,
         semconv.TELEMETRY_RECORDED,
         semconv.TELEMETRY_SHIPPED,
         semconv.TELEMETRY_DROPPED,

@@ -12,13 +12,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
+from msgspec import structs
+
 from stagewatch import safety
+from stagewatch.config import Settings
 from stagewatch.exporters.journal import boot_id, host_id, pid_namespace
-from stagewatch.exporters.recorder import kernel
+from stagewatch.exporters.life import is_held
+from stagewatch.exporters.page import PageReader
+from stagewatch.exporters.recorder import exits, kernel
+from stagewatch.exporters.recorder.deposit import Deposit
 from stagewatch.exporters.recorder.door import Caller, is_key
 from stagewatch.exporters.recorder.follow import Follower, Taker, remove_files
+from stagewatch.exporters.recorder.observer import Observer, Process, Seen, reader
 from stagewatch.exporters.recorder.outcome import Death
-from stagewatch.exporters.recorder.vitals import Sighting
+from stagewatch.exporters.recorder.shortage import Shortage
+from stagewatch.exporters.recorder.vitals import Sighting, Vitals
+from stagewatch.measures import SECOND, uptime
+from stagewatch.records import ProcessStarted
 
 _ORPHAN_SECONDS: Final = 60.0
 
@@ -27,6 +37,8 @@ class Intake(Taker, Protocol):
     """What becomes of the records: see `stagewatch.exporters.recorder.ingest`."""
 
     def tick(self, sightings: Mapping[str, Sighting], now: int) -> None: ...
+
+    def note(self, now: int) -> None: ...
 
     def is_busy(self) -> bool: ...
 
@@ -38,7 +50,14 @@ class Intake(Taker, Protocol):
 class Watch:
     """The processes of one room. Only for who holds the room's life."""
 
-    def __init__(self, room: Path, intake: Intake, epoll: select.epoll) -> None:
+    def __init__(
+        self,
+        room: Path,
+        intake: Intake,
+        epoll: select.epoll,
+        settings: Settings | None = None,
+        deposit: Deposit | None = None,
+    ) -> None:
         self.followers: dict[str, Follower] = {}
         self._room = room
         self._intake = intake
@@ -46,6 +65,9 @@ class Watch:
         self._by_pidfd: dict[int, Follower] = {}
         self._foreign: set[str] = set()
         self._dead: dict[str, Death] = {}
+        self._observer = Observer(settings or Settings(), reader())
+        self._shortage = Shortage()
+        self._deposit = deposit
         self._host = host_id()
         self._boot = boot_id()
         self._namespace = pid_namespace()
@@ -82,12 +104,17 @@ class Watch:
                 found |= follower.read()
         return found
 
-    def died(self, pidfd: int) -> None:
-        """A pidfd is readable: close all journals its process wrote, before and after an exec."""
-        follower = self._by_pidfd[pidfd]
-        status = kernel.wait_status(pidfd, follower.pid, follower.ticks)
-        died_at = time.time_ns()
-        self._mark_dead(follower.pid, follower.ticks, Death(status, died_at))
+    def died(self, *pidfds: int) -> None:
+        """Of the dead: close all journals their processes wrote, before and after an exec."""
+        deaths: dict[Process, Death] = {}
+        for pidfd in pidfds:
+            follower = self._by_pidfd[pidfd]
+            process = Process(follower.pid, follower.ticks)
+            if process not in deaths:
+                vitals = self._observer.farewell(process)
+                status = kernel.wait_status(pidfd, *process)
+                deaths[process] = self._told(process, _death(status, vitals))
+        self._certify(deaths)
         self.bury()
 
     def end_ours(self, ticks: int) -> None:
@@ -97,6 +124,8 @@ class Watch:
 
     def bury(self) -> None:
         """Close the journals of the dead; what cannot be closed now is tried again later."""
+        if self._dead:
+            self.read()  # a worker may be dead before the start of its run was read
         dead = [self.followers[key] for key in self._dead if key in self.followers]
         read = [follower for follower in dead if follower.read(final=True)]
         # Who opened a run goes last: with it the run is closed.
@@ -105,11 +134,35 @@ class Watch:
                 self._forget(follower)
 
     def sightings(self) -> dict[str, Sighting]:
-        """The processes that are watched, as they are now."""
+        """The processes that are watched, as they are now.
+
+        Of one that called exec the vitals stand with its last journal alone: so they add up.
+        """
+        journals_of: dict[Process, list[Follower]] = {}
+        for follower in self.followers.values():
+            if follower.page is not None and follower.key not in self._dead:
+                process = Process(follower.pid, follower.ticks)
+                journals_of.setdefault(process, []).append(follower)
+        pages = {
+            process: [follower.page for follower in written if follower.page is not None]
+            for process, written in journals_of.items()
+        }
+        seen = self._observer.look(pages)
+        self._shortage.look(pages)
+        found = {}
+        for process, written in journals_of.items():
+            what, last = seen.get(process, Seen()), max(written, key=_began)
+            for follower, page in zip(written, pages[process], strict=True):
+                found[follower.key] = _sighting(page, what, is_last=follower is last)
+        return found
+
+    def ages(self) -> dict[str, float]:
+        """Seconds for which those have lived that opened a run and go on with it."""
         return {
-            follower.key: Sighting(follower.page)
+            follower.key: _age(follower.started)
             for follower in self.followers.values()
-            if follower.page is not None and follower.key not in self._dead
+            if follower.started is not None and follower.opens_run
+            if follower.key not in self._dead
         }
 
     def is_pidfd(self, descriptor: int) -> bool:
@@ -121,6 +174,22 @@ class Watch:
         for follower in list(self.followers.values()):
             follower.forget()
             self._forget(follower)
+        self._observer.close()
+
+    def _certify(self, deaths: Mapping[Process, Death]) -> None:
+        for process, death in self._shortage.judge(deaths, self._oom_kills).items():
+            self._mark_dead(*process, death)
+
+    def _oom_kills(self, process: Process) -> Mapping[str, int]:
+        """The counters at its start."""
+        return next(
+            (
+                follower.started.oom_kills
+                for follower in self.followers.values()
+                if (follower.pid, follower.ticks) == process and follower.started is not None
+            ),
+            {},
+        )
 
     def _mark_dead(self, pid: int, ticks: int, death: Death) -> None:
         for key in journals(self._room):
@@ -143,7 +212,7 @@ class Watch:
             follower.forget()
             return None
         started = follower.started
-        if started is not None and started.host_id != self._host:
+        if started is not None and not self._is_ours(started):
             self._foreign.add(key)
             follower.forget()
             return None
@@ -154,24 +223,76 @@ class Watch:
         follower.pidfd = pidfd
         self._by_pidfd[pidfd] = follower
         self._epoll.register(pidfd, select.EPOLLIN)
+        if self._deposit is not None:
+            self._deposit.put(follower.key, pidfd)
 
     def _judge(self, follower: Follower) -> None:
         """Nobody handed us this process: it may be long gone, and its pid another's."""
         started = follower.started
-        if started is not None and started.boot_id != self._boot:
+        if started is not None and self._is_of_another_boot(started) and not follower.is_held():
             self._dead[follower.key] = Death(at=follower.last_sign(), lost_host=True)
-            return
-        if follower.page is not None and follower.page.pid_namespace != self._namespace:
-            return
+        elif follower.pid_namespace not in (self._namespace, None):
+            if follower.is_held() is False:
+                self._dead[follower.key] = Death(at=follower.last_sign())
+        elif follower.ticks and kernel.tells():
+            self._judge_by_pid(follower)
+        else:
+            self._judge_by_page(follower)
+
+    def _judge_by_pid(self, follower: Follower) -> None:
         pidfd = kernel.open_pidfd(follower.pid, follower.ticks)
         if pidfd is not None:
             self._watch(follower, pidfd)
         elif kernel.is_running(follower.pid, follower.ticks) or (
-            started is None and not follower.is_older(_ORPHAN_SECONDS)
+            follower.started is None and not follower.is_older(_ORPHAN_SECONDS)
         ):
             return  # perhaps another host's, which has not said so yet
         else:
+            self._find_dead(follower)
+
+    def _find_dead(self, follower: Follower) -> None:
+        """There is no pidfd to ask, but perhaps nobody has waited for the process yet."""
+        process = Process(follower.pid, follower.ticks)
+        status = kernel.zombie_status(*process)
+        if status is None and not self._observer.knows(process):
+            self._dead[follower.key] = self._told(process, Death(at=follower.last_sign()))
+        else:
+            vitals = self._observer.farewell(process)
+            self._certify({process: self._told(process, _death(status, vitals))})
+
+    def _told(self, process: Process, death: Death) -> Death:
+        """With what its parent left word of, where that is `stagewatch run`."""
+        found = exits.read(self._room, *process, kernel.is_running)
+        if found is None:
+            return death
+        vitals = death.vitals or Vitals()
+        if found.usage is not None:
+            cpu, memory = found.usage
+            peak = memory or vitals.memory_peak
+            vitals = structs.replace(vitals, cpu_seconds=cpu, memory_peak=peak)
+        status = found.status if death.wait_status is None else death.wait_status
+        return structs.replace(
+            death, wait_status=status, at=found.at, uptime=found.uptime, vitals=vitals
+        )
+
+    def _judge_by_page(self, follower: Follower) -> None:
+        # Without /proc nobody knows whose a pid is, unless its process holds the page.
+        pidfd = kernel.open_any_pidfd(follower.pid)
+        is_held = follower.is_held()
+        if is_held and pidfd is not None:
+            self._watch(follower, pidfd)
+            return
+        if pidfd is not None:
+            os.close(pidfd)
+        if is_held is False or (is_held is None and pidfd is None):
             self._dead[follower.key] = Death(at=follower.last_sign())
+
+    def _is_ours(self, started: ProcessStarted) -> bool:
+        # Containers have ids of their own, but share the boot of their host.
+        return started.host_id == self._host or started.boot_id == self._boot != ""
+
+    def _is_of_another_boot(self, started: ProcessStarted) -> bool:
+        return "" != started.boot_id != self._boot != ""
 
     def _forget(self, follower: Follower) -> None:
         self._dead.pop(follower.key, None)
@@ -185,24 +306,58 @@ class Watch:
             del self._by_pidfd[follower.pidfd]
             os.close(follower.pidfd)
             follower.pidfd = None
+            if self._deposit is not None:
+                self._deposit.tidy(lambda key: key in self.followers)
+
+
+def _death(status: int | None, vitals: Vitals | None) -> Death:
+    """One that is seen now."""
+    return Death(status, time.time_ns(), vitals=vitals, uptime=uptime())
+
+
+def _age(started: ProcessStarted) -> float:
+    if started.uptime:
+        return (uptime() - started.uptime) / SECOND
+    return (time.time_ns() - started.start) / SECOND
+
+
+def _began(follower: Follower) -> int:
+    return follower.started.start if follower.started is not None else 0
+
+
+def _sighting(page: PageReader, seen: Seen, *, is_last: bool) -> Sighting:
+    vitals = seen.vitals if is_last else None
+    return Sighting(page, vitals, seen.is_still, seen.waits_for, seen.stack)
 
 
 def journals(room: Path) -> list[str]:
-    """Keys of the journals in *room*; sweeps away pages whose process died before its journal."""
+    """Keys of the journals in *room*; sweeps away what processes left that wrote none."""
     names = os.listdir(room)
     keys = [name.removesuffix(".0.journal") for name in names if name.endswith(".0.journal")]
     for name in names:
         key = name.removesuffix(".page")
         if key != name and is_key(key) and key not in keys:
-            _sweep(room / name, key)
+            pid, ticks, _ = key.split(".")
+            if _is_orphan(room / name, int(pid), int(ticks)):
+                remove_files(room, key)
+        elif (process := exits.process(name)) is not None:
+            begin = "{}.{}.".format(*process)
+            is_known = any(key.startswith(begin) for key in keys)
+            if not is_known and _is_orphan(room / name, *process):
+                (room / name).unlink(missing_ok=True)
     return [key for key in keys if is_key(key)]
 
 
-def _sweep(page: Path, key: str) -> None:
+def _is_orphan(path: Path, pid: int, ticks: int) -> bool:
     try:
-        old = time.time() - page.stat().st_mtime > _ORPHAN_SECONDS
+        old = time.time() - path.stat().st_mtime > _ORPHAN_SECONDS
     except OSError:
-        return
-    pid, ticks, _ = key.split(".")
-    if old and not kernel.is_running(int(pid), int(ticks)):
-        remove_files(page.parent, key)
+        return False
+    return old and not kernel.is_running(pid, ticks) and not _is_held(path)
+
+
+def _is_held(page: Path) -> bool:
+    try:
+        return is_held(page)
+    except OSError:
+        return False

@@ -1,0 +1,76 @@
+"""What this process knows of its end, at its interpreter's; how it really ended, its recorder asks
+the kernel. No signal handler and no patched exit."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+
+from stagewatch import clock, failures, redaction, safety
+from stagewatch.config import Settings
+from stagewatch.exporters import metrics
+from stagewatch.exporters.page import Words
+from stagewatch.exporters.recorder import start as recorder_start
+from stagewatch.exporters.spans import plain
+from stagewatch.measures import uptime
+from stagewatch.model import Outcome
+from stagewatch.opened import Opened
+from stagewatch.records import RunExiting
+
+
+def exiting(opened: Opened) -> None:
+    """Last of all exit handlers, for it was registered first."""
+    began = time.thread_time_ns()
+    if metrics.installed is not None:
+        metrics.installed.collect()
+    is_owner = opened.owner == os.getpid()
+    with safety.guarded:
+        if is_owner:
+            opened.journal.append(_run_exiting(opened))
+    with safety.guarded:
+        if opened.overhead:
+            spent = opened.overhead + time.thread_time_ns() - began
+            opened.journal.page.set(Words.OVERHEAD, spent)
+    with safety.guarded:
+        if opened.ships_itself:
+            from stagewatch.exporters.recorder import run_in_process
+
+            wait = opened.settings.exit_wait
+            run_in_process(opened.state_directory, opened.room, os.environ, wait)
+        elif is_owner:  # of a child's recorder the opener of the run takes care
+            recorder_start.announce_if_none(
+                opened.room, opened.journal.key, os.environ, opened.state_directory
+            )
+
+
+def _run_exiting(opened: Opened) -> RunExiting:
+    error: BaseException | None = getattr(sys, "last_value", None)
+    outcome, error_type = failures.verdict(error)
+    message = _message(error, opened.settings) if error is not None else None
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    attributes = getattr(opened.span, "attributes", None) or {}
+    return RunExiting(
+        run_id=opened.run.run_id,
+        end=clock.now(),
+        error_type=error_type,
+        error_message=message,
+        error_place=failures.error_place(error) if error is not None else None,
+        exit_code=None if outcome is Outcome.SUCCESS else 1,
+        attributes=plain(
+            redaction.attributes(attributes, messages=opened.settings.exception_messages)
+        ),
+        cpu_seconds=max(0.0, usage.ru_utime + usage.ru_stime - opened.cpu_before),
+        memory_peak=usage.ru_maxrss * 1024,
+        uptime=uptime(),
+        is_final=opened.ships_itself,
+    )
+
+
+def _message(error: BaseException, settings: Settings) -> str | None:
+    try:
+        text = str(error)
+    except Exception:  # their __str__, not ours
+        return None
+    return text if settings.exception_messages else redaction.message(text)

@@ -1,0 +1,300 @@
+"""What `stagewatch watch` shows: all runs under way, trouble first, and those that just ended.
+
+Keys of ``stagewatch watch --json``, one document for every look: ``at``; ``complete``, false where
+a recorder did not answer, so that things may be older than that; ``runs``, those under way in the
+order of the table, and ``ended``, the last one first, each as in ``report --json``. Keys are only
+ever added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from msgspec import Struct
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.segment import Segment
+from rich.style import Style
+
+from stagewatch.figures import (
+    SECOND,
+    STYLES,
+    Cell,
+    aligned,
+    bar,
+    clock,
+    count,
+    duration,
+    iso,
+    lateness,
+    lateness_of,
+    plain,
+    seconds_of,
+    size,
+)
+from stagewatch.history import History
+from stagewatch.in_flight import (
+    DOING_STYLES,
+    doing_word,
+    is_stale,
+    place,
+    remaining,
+    where,
+    whole_percent,
+)
+from stagewatch.model import Doing, Live, Run
+from stagewatch.report import run_json
+
+ENDED_SECONDS: Final = 300.0
+"""So long a run that ended stays in view."""
+_MOST_ENDED: Final = 10
+_PROGRESS_BAR: Final = 8
+
+# --- what is seen -------------------------------------------------------------------------------
+
+
+class Look(Struct, frozen=True, kw_only=True):
+    """All there was to see at one moment."""
+
+    now: int
+    active: tuple[Run, ...]
+    """Late ones first, then stuck ones, then the others; the oldest first among each."""
+    lives: dict[str, Live]
+    """By run id; of a very young run there is none."""
+    ended: tuple[Run, ...]
+    is_complete: bool = True
+    """Whether every recorder has answered."""
+
+
+def look(history: History, now: int, pipeline: str | None, *, is_complete: bool = True) -> Look:
+    """What the history knows at *now* of all pipelines, or of one."""
+    active = [run for run in history.active() if pipeline in (None, run.pipeline)]
+    ended = history.ended(now - round(ENDED_SECONDS * SECOND), limit=100)
+    seen = ((run.run_id, history.live(run.run_id)) for run in active)
+    lives = {run_id: live for run_id, live in seen if live is not None}
+
+    def trouble(run: Run) -> tuple[bool, bool, int]:
+        return lateness_of(run, now) == 0, not _is_stuck(lives.get(run.run_id)), run.start
+
+    return Look(
+        now=now,
+        active=tuple(sorted(active, key=trouble)),
+        lives=lives,
+        ended=tuple(run for run in ended if pipeline in (None, run.pipeline))[:_MOST_ENDED],
+        is_complete=is_complete,
+    )
+
+
+def look_json(seen: Look) -> dict[str, Any]:
+    """See the module."""
+    return {
+        "at": iso(seen.now),
+        "complete": seen.is_complete,
+        "runs": [run_json(run, seen.now, seen.lives.get(run.run_id)) for run in seen.active],
+        "ended": [run_json(run, seen.now) for run in seen.ended],
+    }
+
+
+def _is_stuck(live: Live | None) -> bool:
+    return live is not None and live.doing is Doing.STUCK
+
+
+# --- the table ----------------------------------------------------------------------------------
+
+
+class _Row(Struct, frozen=True):
+    run: Run
+    live: Live | None
+    now: int
+
+
+class _Column(Struct, frozen=True):
+    head: str
+    importance: int
+    """The one with the highest number goes first, where the console is narrow."""
+    narrowest: int
+    widest: int
+    is_right: bool
+    text: Callable[[_Row], str]
+    is_snug: bool = False
+    """As wide as its longest text; others keep their width, so that nothing jumps between looks."""
+
+
+def _doing(row: _Row) -> str:
+    return row.run.outcome.value if row.run.outcome else doing_word(row.live)
+
+
+def _stage(row: _Row) -> str:
+    if row.live:
+        return " · ".join(filter(None, where(row.live)))
+    words = (plain(row.run.error_type or ""), place(row.run.last_stage, row.run.last_operation))
+    return " ".join(filter(None, words))
+
+
+def _progress(row: _Row) -> str:
+    if row.run.end is not None:
+        return f"{duration((row.now - row.run.end) / SECOND)} ago"
+    if row.live is None or row.live.progress is None:
+        return ""
+    return f"{bar(row.live.progress, _PROGRESS_BAR)} {whole_percent(row.live.progress):>5}"
+
+
+def _to_go(row: _Row) -> str:
+    seconds = remaining(row.live, row.now) if row.live else None
+    return "" if seconds is None else _short(seconds)
+
+
+def _records(row: _Row) -> str:
+    run = row.run
+    known = run.records_in if run.records_out is None else run.records_out
+    return "" if known is None else count(known)
+
+
+def _rate(row: _Row) -> str:
+    rate = row.live.throughput if row.live else None
+    return "" if rate is None else count(rate)
+
+
+def _cores(row: _Row) -> str:
+    share = row.live.cpu_share if row.live else None
+    return "" if share is None else f"{share:.1f}"
+
+
+def _memory(row: _Row) -> str:
+    used = row.live.memory if row.live else row.run.memory_peak
+    return "" if used is None else size(used).replace(" ", "")
+
+
+def _late(row: _Row) -> str:
+    late = lateness_of(row.run, row.now)
+    return lateness(late) if late > 0 else ""
+
+
+def _short(seconds: float) -> str:
+    return duration(seconds).replace(" ", "")
+
+
+_COLUMNS: Final = (
+    _Column("pipeline", 0, 8, 32, False, lambda row: plain(row.run.pipeline), is_snug=True),
+    _Column("run", 8, 8, 8, False, lambda row: row.run.run_id[:8]),
+    _Column("doing", 1, 7, 12, False, _doing, is_snug=True),
+    _Column("stage", 4, 16, 40, False, _stage),
+    _Column("took", 2, 6, 6, True, lambda row: _short(seconds_of(row.run, row.now))),
+    _Column("progress", 5, 14, 14, False, _progress),
+    _Column("to go", 6, 6, 6, True, _to_go),
+    _Column("records", 11, 7, 7, True, _records),
+    _Column("rec/s", 7, 5, 5, True, _rate),
+    _Column("cores", 9, 5, 5, True, _cores),
+    _Column("memory", 10, 6, 6, True, _memory),
+    _Column("late", 3, 6, 6, True, _late),
+)
+
+
+class LiveTable(Struct, frozen=True):
+    """One look as a table: where it is narrow it loses columns, where it is low rows."""
+
+    seen: Look
+    hint: str = ""
+    """How to leave; empty where it is printed once."""
+    height: int | None = None
+    """Lines there are room for; None: as many as it takes."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        seen = self.seen
+        yield from self._title(console, options.max_width)
+        active = [_Row(run, seen.lives.get(run.run_id), seen.now) for run in seen.active]
+        ended = [_Row(run, None, seen.now) for run in seen.ended]
+        if not active:
+            yield from _said(
+                "",
+                "Nothing is running. Put `opentelemetry-instrument` in front of your job:",
+                "  opentelemetry-instrument python etl.py",
+            )
+        shown, more = active, 0
+        if self.height is not None:
+            room = self.height - 3
+            ended = ended[: max(room - max(len(active), 3) - 2, 0)]
+            room -= len(ended) + 2 if ended else 0
+            if len(active) > room:
+                shown, more = active[: max(room - 1, 0)], len(active) - max(room - 1, 0)
+        columns = _fitting([*shown, *ended], options.max_width)
+        bold, dim = console.get_style("bold"), console.get_style("dim")
+        if shown:
+            yield from aligned(
+                [Cell(column.head, width, bold, column.is_right) for column, width in columns]
+            )
+        for row in shown:
+            yield from aligned(_cells(row, columns, console))
+        if more:
+            yield from _said(f"… {more} more", style=dim)
+        if ended:
+            yield from _said("", "just ended", style=dim)
+        for row in ended:
+            outcome = console.get_style(STYLES[_doing(row)]) + dim
+            yield from aligned(_styled(row, columns, {"doing": outcome}, dim))
+
+    def _title(self, console: Console, width: int) -> Iterator[Segment]:
+        seen = self.seen
+        late = sum(lateness_of(run, seen.now) > 0 for run in seen.active)
+        stuck = sum(_is_stuck(live) for live in seen.lives.values())
+        parts = [Segment(f"{len(seen.active)} under way", console.get_style("bold"))]
+        if late:
+            parts.append(Segment(f", {late} late", console.get_style("red")))
+        if stuck:
+            parts.append(Segment(f", {stuck} stuck", console.get_style("bold red")))
+        if not seen.is_complete:
+            warning = " · a recorder does not answer, this may be old"
+            parts.append(Segment(warning, console.get_style("yellow")))
+        right = "  ".join(filter(None, (self.hint, clock(seen.now, seen.now))))
+        gap = width - sum(cell_len(part.text) for part in parts) - cell_len(right)
+        if gap >= 2:
+            parts.append(Segment(" " * gap + right, console.get_style("dim")))
+        yield from Segment.adjust_line_length(parts, width, pad=False)
+        yield Segment.line()
+
+
+def _said(*lines: str, style: Style | None = None) -> Iterator[Segment]:
+    for line in lines:
+        yield Segment(line, style)
+        yield Segment.line()
+
+
+def _cells(row: _Row, columns: Sequence[tuple[_Column, int]], console: Console) -> list[Cell]:
+    doing = console.get_style(DOING_STYLES[doing_word(row.live)])
+    styles = {"doing": doing, "progress": doing, "late": console.get_style("red")}
+    # What no recorder looks at any more is an old truth.
+    other = console.get_style("dim") if row.live and is_stale(row.live, row.now) else None
+    return _styled(row, columns, styles, other)
+
+
+def _styled(
+    row: _Row,
+    columns: Sequence[tuple[_Column, int]],
+    styles: Mapping[str, Style],
+    other: Style | None,
+) -> list[Cell]:
+    return [
+        Cell(column.text(row), width, styles.get(column.head, other), column.is_right)
+        for column, width in columns
+    ]
+
+
+def _fitting(rows: Sequence[_Row], width: int) -> list[tuple[_Column, int]]:
+    """The columns there is room for, with their widths; one that says nothing is left out."""
+    wanted = {}
+    for column in _COLUMNS:
+        longest = max((cell_len(column.text(row)) for row in rows), default=0)
+        if longest:
+            snug = min(max(longest, column.narrowest), column.widest)
+            wanted[column] = snug if column.is_snug else column.widest
+    kept = sorted(wanted, key=lambda column: column.importance)
+    while len(kept) > 1 and sum(column.narrowest + 1 for column in kept) - 1 > width:
+        kept.pop()
+    spare = width - sum(column.narrowest + 1 for column in kept) + 1
+    widths = {}
+    for column in kept:
+        given = min(max(spare, 0), wanted[column] - column.narrowest)
+        widths[column] = column.narrowest + given
+        spare -= given
+    return [(column, widths[column]) for column in _COLUMNS if column in widths]

@@ -1,0 +1,398 @@
+"""What is seen of a run while it runs: without a process, by a clock of our own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stagewatch import measures, semconv
+from stagewatch.database import connect
+from stagewatch.exporters.page import LAYOUTS, Words
+from stagewatch.exporters.recorder.ingest import Intake
+from stagewatch.exporters.recorder.vitals import Vitals
+from stagewatch.history import open_history
+from stagewatch.model import DeclaredStage, Doing, Live, Pipeline, Run, Sla
+from stagewatch.records import NameDefined, TallyDefined
+from tests import scenes
+from tests.scenes import FAILED, SECOND, START, UPTIME, Job, Looks, environment
+
+KILLED = 9
+
+
+@pytest.fixture
+def intake(tmp_path: Path) -> Iterator[Intake]:
+    """One with an endpoint that is never used."""
+    yield from scenes.intake(tmp_path, environment("http://127.0.0.1:1"))
+
+
+@pytest.fixture
+def looks(intake: Intake, monkeypatch: pytest.MonkeyPatch) -> Looks:
+    return Looks(intake, monkeypatch)
+
+
+def live(directory: Path, job: Job) -> Live:
+    """What the history shows of the job's run."""
+    with open_history(directory, readonly=True) as history:
+        found = history.live(job.run)
+    assert found is not None
+    return found
+
+
+def run_of(directory: Path, job: Job) -> Run:
+    with open_history(directory, readonly=True) as history:
+        return history.run(job.run)
+
+
+def gauge(directory: Path, name: str, **labels: str) -> float | None:
+    """Newest value of one of our gauges."""
+    wanted = {(key.replace("_", "."), value) for key, value in labels.items()}
+    with open_history(directory, readonly=True) as history:
+        found = [v for key, v in history.counters(name).items() if wanted <= set(key)]
+    return found[0] if found else None
+
+
+def test_ticks_show_that_a_run_is_alive_and_late(
+    tmp_path: Path, intake: Intake, looks: Looks
+) -> None:
+    """Heartbeat, last activity and lateness, as gauges, while it is under way."""
+    job = Job(intake, tmp_path)
+    job.open(deadline=START + 60 * SECOND)
+    job.page().set(Words.LAST_ACTIVITY, START + 80 * SECOND)
+    looks.at(90, job)
+    assert gauge(tmp_path, semconv.HEARTBEAT.name) == START / SECOND + 90
+    assert gauge(tmp_path, semconv.LAST_ACTIVITY.name) == START / SECOND + 80
+    assert gauge(tmp_path, semconv.LATENESS.name) == 30.0
+
+
+def test_ticks_show_records_so_far_and_their_rate(
+    tmp_path: Path, intake: Intake, looks: Looks
+) -> None:
+    """What a stage, folded calls and the run itself have counted; the rate of the last minute."""
+    job = Job(intake, tmp_path)
+    job.open()
+    page = job.page()
+    cell = page.cell("stage")
+    assert cell is not None
+    done = job.stage("extract")
+    job.stage_ended(done, 1.0, records_in=1, records_out=2)
+    load = job.stage("load", cell=cell.offset)
+    number = int.from_bytes(load.span_id, "big")
+    page.run.store(1000, 0, 0, 0, 0, 0, 1)
+    rates = []
+    for second, out in ((30, 300), (60, 300), (90, 900), (92, 1500), (120, 1500)):
+        cell.store(number, 0, out, 5, 0, 0, 0, 2)
+        looks.at(second, job)
+        rates.append(gauge(tmp_path, semconv.THROUGHPUT.name, pipeline_stage_name="load"))
+        if second != 92:  # not written down: it is two seconds since the last time
+            run = run_of(tmp_path, job)
+            assert (run.records_in, run.records_out, run.records_rejected) == (1001, 2 + out, 5)
+    assert rates == [10.0, 5.0, 10.0, 10.0, 20.0]
+    (stage,) = live(tmp_path, job).stages
+    assert (stage.records_in, stage.records_out, stage.records_rejected) == (None, 1500, 5)
+    assert (stage.throughput, live(tmp_path, job).throughput) == (20.0, 20.0)
+    job.dies(KILLED, at=121.0)
+    run = run_of(tmp_path, job)
+    assert (run.records_in, run.records_out, run.records_rejected) == (1001, 1502, 5)
+
+
+def test_where_a_run_is(
+    tmp_path: Path, intake: Intake, looks: Looks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Open stages of all processes, by their start, with the operation of the thread each is in."""
+    monkeypatch.setattr(time, "monotonic_ns", lambda: 5_000 * SECOND)
+    job = Job(intake, tmp_path)
+    job.open()
+    worker = Job(intake, tmp_path, opens=False, run=job.run, start=START + 3 * SECOND)
+    for process, name in ((job, "load"), (worker, "work")):
+        cell = process.page().cell("stage")
+        assert cell is not None
+        started = process.stage(name, 2.0, cell=cell.offset)
+        cell.store(int.from_bytes(started.span_id, "big"), 1, 0, 0, 0, 0, 0, 1)
+        slot = process.page().thread_slot(7)
+        assert slot is not None
+        slot.show_stages([cell.offset], START)
+        process.put(NameDefined(3, f"pandas.{name}"))
+        slot.operation[0] = 4_998 * SECOND // 1024 * 1024 + 3
+    ended = job.stage("extract", 1.0)
+    job.stage_ended(ended, 0.5)
+    loose = worker.page().thread_slot(8)
+    assert loose is not None
+    loose.operation[0] = 4_999 * SECOND // 1024 * 1024 + 3
+    looks.at(10, job, worker)
+    found = live(tmp_path, job)
+    assert [(stage.name, stage.pid, stage.operation) for stage in found.stages] == [
+        ("load", int(job.key.split(".")[0]), "pandas.load"),
+        ("work", int(worker.key.split(".")[0]), "pandas.work"),
+    ]
+    began = found.stages[0].operation_start
+    assert began is not None and abs(began - (START + 8 * SECOND)) < 2048
+    assert found.operation == "pandas.work"
+    assert (found.doing, found.at, found.processes) == (Doing.RUNNING, START + 10 * SECOND, 2)
+
+
+def test_figures_from_outside(tmp_path: Path, intake: Intake, looks: Looks) -> None:
+    """CPU since a stage began, cores used just now, memory of all processes and its peak."""
+    job = Job(intake, tmp_path)
+    job.open()
+    worker = Job(intake, tmp_path, opens=False, run=job.run)
+    job.shows["vitals"] = Vitals(10.0, 100, 150, 7, 8, threads=3)
+    worker.shows["vitals"] = Vitals(1.0, 40, 60, 1, 1, threads=1, processes=2)
+    looks.at(10, job, worker)
+    job.stage("load", 14.0)
+    job.shows["vitals"] = Vitals(15.0, 200, 250, 7, 9, threads=3)
+    worker.shows["vitals"] = Vitals(2.0, 10, 60, 2, 1, threads=1)
+    looks.at(20, job, worker)
+    found = live(tmp_path, job)
+    assert (found.cpu_seconds, found.cpu_share) == (17.0, 0.6)
+    assert (found.memory, found.memory_peak) == (210, 250)
+    assert (found.processes, found.threads) == (2, 4)
+    assert (found.read_bytes, found.written_bytes) == (9, 10)
+    # It began in the middle of the ten seconds in which its process used 5 s.
+    assert found.stages[0].cpu_seconds == 3.0
+    assert found.stages[0].memory_peak == 250
+    assert gauge(tmp_path, semconv.STAGE_MEMORY.name, pipeline_stage_name="load") == 250
+    job.dies(KILLED, at=25.0, vitals=Vitals(16.5, 200, 270))
+    run = run_of(tmp_path, job)
+    assert (run.cpu_seconds, run.memory_peak, run.last_stage) == (16.5, 270, "load")
+    with open_history(tmp_path, readonly=True) as history:
+        (stage,) = history.stages(job.run)
+        spans = {span.name: span.attributes for span in history.spans(job.run)}
+    assert (stage.cpu_seconds, stage.memory_peak) == (4.5, 270)
+    assert spans["load"]["pipeline.stage.cpu.time"] == 4.5
+    assert spans["flights"]["pipeline.run.stage"] == "load"
+
+
+def test_an_exec_does_not_count_a_process_twice(
+    tmp_path: Path, intake: Intake, looks: Looks
+) -> None:
+    """One process, two journals."""
+    job = Job(intake, tmp_path)
+    job.open()
+    second = Job(intake, tmp_path, opens=False, run=job.run)
+    process = intake._journal(second.key).process
+    assert process is not None
+    second.key = job.key.rsplit(".", 1)[0] + ".deadbeef"
+    second.put(process)
+    for one in (job, second):
+        one.shows["vitals"] = Vitals(1.0, 100)
+    looks.at(10, job, second)
+    assert (live(tmp_path, job).memory, live(tmp_path, job).processes) == (100, 1)
+
+
+def past_runs(directory: Path, intake: Intake, *seconds: float) -> None:
+    for number, took in enumerate(seconds):
+        job = Job(intake, directory, start=START - (1000 + number) * 1000 * SECOND)
+        job.open()
+        job.exits(took)
+        job.dies()
+
+
+def test_progress_by_past_runs(tmp_path: Path, intake: Intake, looks: Looks) -> None:
+    """Share of the usual duration, never 1; the end is judged by those that took longer."""
+    past_runs(tmp_path, intake, 90, 100, 110)
+    job = Job(intake, tmp_path)
+    job.open()
+    looks.at(50, job)
+    assert (live(tmp_path, job).progress, live(tmp_path, job).estimated_end) == (
+        0.5, START + 100 * SECOND,
+    )  # fmt: skip
+    looks.at(105, job)
+    assert live(tmp_path, job).progress == measures.MOST_PROGRESS
+    assert gauge(tmp_path, semconv.PROGRESS.name) == measures.MOST_PROGRESS
+    assert gauge(tmp_path, semconv.ESTIMATED_END.name) == START / SECOND + 110
+    looks.at(111, job)
+    assert live(tmp_path, job).estimated_end is None
+
+
+def test_progress_by_expected_records(tmp_path: Path, intake: Intake, looks: Looks) -> None:
+    """Ended calls, open ones and folded ones count; a stage counts for no more than it should."""
+    past_runs(tmp_path, intake, 90, 100, 110)
+    declared = Pipeline(
+        name="flights",
+        stages={
+            "extract": DeclaredStage(expected_records=100),
+            "load": DeclaredStage(expected_records=300),
+            "other": DeclaredStage(),
+        },
+    )
+    job = Job(intake, tmp_path)
+    job.open(declared=declared)
+    looks.at(5, job)
+    assert live(tmp_path, job).progress == 0.0
+    assert live(tmp_path, job).estimated_end == START + 100 * SECOND
+    job.stage_ended(job.stage("extract"), 1.0, records_in=999)
+    job.stage_ended(job.stage("load"), 1.0, records_in=999, records_out=20)
+    page = job.page()
+    cell, folded = page.cell("stage"), page.cell("folded_stage")
+    assert cell is not None and folded is not None
+    load = job.stage("load", 2.0, cell=cell.offset)
+    cell.store(int.from_bytes(load.span_id, "big"), 0, 30, 0, 0, 0, 0, 2)
+    job.put(TallyDefined(folded.offset, "folded_stage", job.run, "load", "load"))
+    counts = dict.fromkeys(LAYOUTS["folded_stage"], 0) | {"records_out": 50, "counted": 2}
+    folded.store(*counts.values())
+    looks.at(10, job)
+    found = live(tmp_path, job)
+    assert found.progress == (100 + 20 + 30 + 50) / 400
+    assert found.estimated_end == START + 20 * SECOND
+    assert found.stages[0].expected_records == 300
+
+
+def test_a_set_clock_changes_no_duration(tmp_path: Path, intake: Intake, looks: Looks) -> None:
+    """Progress, rates and the deadline of a longest duration follow the uptime."""
+    past_runs(tmp_path, intake, 90, 100, 110)
+    declared = Pipeline(name="flights", sla=Sla(max_duration=60.0))
+    job = Job(intake, tmp_path)
+    job.open(declared=declared, uptime=UPTIME)
+    looks.at(10, job)
+    looks.step = -3600.0
+    looks.at(50, job)
+    assert live(tmp_path, job).progress == 0.5
+    assert live(tmp_path, job).at == START - 3550 * SECOND
+    assert gauge(tmp_path, semconv.LATENESS.name) == 0.0
+    looks.at(70, job)
+    assert gauge(tmp_path, semconv.LATENESS.name) == 10.0
+    job.exits(70 - 3600.0, uptime=UPTIME + 71 * SECOND)
+    job.dies(FAILED, at=71 - 3600.0, uptime=UPTIME + 72 * SECOND)
+    run = run_of(tmp_path, job)
+    assert (run.start, run.end) == (START, START + 71 * SECOND)
+
+
+def test_a_death_after_the_clock_was_set(tmp_path: Path, intake: Intake, looks: Looks) -> None:
+    """Stages and run end as long after their start as the uptime says, if it is of this boot."""
+    ends = []
+    for known in ({"uptime": UPTIME + 30 * SECOND}, {"lost_host": True, "uptime": UPTIME}, {}):
+        job = Job(intake, tmp_path, uptime=UPTIME)
+        job.open(uptime=UPTIME)
+        job.stage("load", 10.0)
+        job.dies(None if "lost_host" in known else KILLED, at=5000.0, **known)
+        with open_history(tmp_path, readonly=True) as history:
+            ends.append({(span.end - START) // SECOND for span in history.spans(job.run)})
+    assert ends == [{30}, {5000}, {5000}]
+
+
+def test_the_newest_of_concurrent_runs_is_shown(
+    tmp_path: Path, intake: Intake, looks: Looks
+) -> None:
+    """Of one pipeline under one service; another service has series of its own."""
+    old = Job(intake, tmp_path, start=START - 100 * SECOND)
+    new = Job(intake, tmp_path)
+    other = Job(intake, tmp_path, start=START - 50 * SECOND, resource={"service.name": "else"})
+    for job, late in ((new, 10), (old, 500), (other, 200)):
+        job.open(deadline=START + 1000 * SECOND - late * SECOND)
+    looks.at(1000, new, old, other)
+    with open_history(tmp_path, readonly=True) as history:
+        rows = history.link.execute(
+            "select value from total join instrument on instrument.id = instrument where name = ?",
+            [semconv.LATENESS.name],
+        )
+        assert sorted(value for (value,) in rows) == [10.0, 200.0]
+    new.dies()
+    looks.at(1010, old, other)
+    assert live(tmp_path, old).at == START + 1010 * SECOND
+
+
+def test_what_a_run_does(tmp_path: Path, intake: Intake, looks: Looks) -> None:
+    """Stuck are only runs whose processes are all still, and none of which waits for anything."""
+    job = Job(intake, tmp_path)
+    job.open()
+    worker = Job(intake, tmp_path, opens=False, run=job.run)
+    found = []
+    for second, (mine, its) in enumerate(
+        [
+            ({"is_still": True}, {}),
+            ({"is_still": True}, {"is_still": True, "waits_for": "socket"}),
+            ({"is_still": True}, {"is_still": True}),
+        ]
+    ):
+        job.shows, worker.shows = mine, its
+        looks.at(second * 10, job, worker)
+        seen = live(tmp_path, job)
+        found.append((seen.doing, seen.waits_for))
+    assert found == [(Doing.RUNNING, None), (Doing.WAITING, "socket"), (Doing.STUCK, None)]
+
+
+def test_when_a_run_last_moved(tmp_path: Path, intake: Intake, looks: Looks) -> None:
+    """By a record, by CPU or by I/O; a process that ticks over has not."""
+    job = Job(intake, tmp_path)
+    job.open()
+    seen = []
+    for second, vitals in (
+        (10, Vitals(1.0, read_bytes=1)),
+        (20, Vitals(1.005, read_bytes=1)),
+        (30, Vitals(1.105, read_bytes=1)),
+        (40, Vitals(1.105, read_bytes=2)),
+        (50, Vitals(1.105, read_bytes=2)),
+    ):
+        job.shows["vitals"] = vitals
+        looks.at(second, job)
+        seen.append((live(tmp_path, job).since - START) // SECOND)
+    job.put(job.span_ended("x", 55.0))
+    looks.at(60, job)
+    seen.append((live(tmp_path, job).since - START) // SECOND)
+    assert seen == [0, 0, 30, 40, 40, 60]
+
+
+def test_a_run_that_is_over_is_not_live(tmp_path: Path, intake: Intake, looks: Looks) -> None:
+    """Nor is one whose journal is lost; one that nobody has looked at is not, yet."""
+    job, lost = Job(intake, tmp_path), Job(intake, tmp_path)
+    job.open()
+    lost.open()
+    with open_history(tmp_path, readonly=True) as history:
+        assert history.live(job.run) is None
+        assert len(history.active()) == 2
+    looks.at(10, job, lost)
+    job.dies()
+    intake.close_lost(tmp_path)
+    with open_history(tmp_path, readonly=True) as history:
+        assert (history.live(job.run), history.live(lost.run)) == (None, None)
+        assert history.active() == []
+    looks.at(20)
+    with open_history(tmp_path, readonly=True) as history:
+        assert history.live(job.run) is None
+
+
+def test_who_asks_sees_what_the_last_look_saw(tmp_path: Path, intake: Intake, looks: Looks) -> None:
+    """Looks are frequent, and written down only now and then; but before somebody reads."""
+    job = Job(intake, tmp_path)
+    job.open()
+    looks.at(1, job)
+    looks.at(2, job)
+    assert live(tmp_path, job).at == START + 1 * SECOND
+    intake.note(START + 2 * SECOND)
+    assert live(tmp_path, job).at == START + 2 * SECOND
+
+
+def test_another_recorder_goes_on(tmp_path: Path, intake: Intake, looks: Looks) -> None:
+    """What it needs is in the history: names of operations, open stages, the run's start."""
+    job = Job(intake, tmp_path)
+    job.open()
+    job.put(NameDefined(3, "pandas.merge"))
+    slot = job.page().thread_slot(7)
+    assert slot is not None
+    slot.operation[0] = 1024 + 3
+    second = Intake(tmp_path, environment("http://127.0.0.1:1"), sends=False)
+    second.resume(job.key)
+    looks.intake = second
+    looks.at(10, job)
+    second.stop(0.0)
+    assert live(tmp_path, job).operation == "pandas.merge"
+
+
+def test_what_cannot_be_written_is_written_later(
+    tmp_path: Path, intake: Intake, looks: Looks
+) -> None:
+    """A locked history loses a look, no more."""
+    job = Job(intake, tmp_path)
+    job.open()
+    other = connect(tmp_path)
+    other.execute("begin immediate")
+    intake._link.execute("pragma busy_timeout=10")
+    with pytest.raises(Exception, match="locked"):
+        looks.at(10, job)
+    other.execute("rollback")
+    other.close()
+    looks.at(20, job)
+    assert live(tmp_path, job).at == START + 20 * SECOND

@@ -38,6 +38,7 @@ from stagewatch.records import (
     TallyDefined,
     TallySpilled,
     decode_head,
+    encode,
 )
 
 _CLIENT_KINDS: Final = (2, 3)  # CLIENT, PRODUCER
@@ -60,7 +61,7 @@ def take(books: Books, journal: Journal, record: Taken, batch: Batch) -> None:
         case SpanHead():  # most are spans
             _take_span(books, journal, journal.process, record, batch)
         case SpanEnded():  # one that stood in no journal
-            take(books, journal, decode_head(encode_record(record)), batch)
+            take(books, journal, decode_head(encode(record)), batch)
         case OperationEnded():
             batch.operation(record.stage, record.name).add(
                 1,

@@ -26,7 +26,7 @@ from stagewatch.exporters.recorder.books import (
 from stagewatch.exporters.recorder.increments import Increment
 from stagewatch.exporters.recorder.live import UnderWay
 from stagewatch.exporters.recorder.outcome import Death, Verdict, judge
-from stagewatch.exporters.recorder.taking import count_stage, take_span
+from stagewatch.exporters.recorder.taking import count_stage, take
 from stagewatch.exporters.recorder.tracking import ProcessSeen
 from stagewatch.exporters.recorder.vitals import Vitals
 from stagewatch.exporters.recorder.whereabouts import Place, place, stage_cell
@@ -85,7 +85,7 @@ def end_process(
         )
     for begun in list(journal.begun.values()):
         span = closing.user_span(begun, verdict, stages_end)
-        take_span(books, journal, process, span, batch)
+        take(books, journal, span, batch)
     if page is not None:
         _take_cells(books, journal, process, page, batch)
         _take_series(books, journal, process, page, stages_end, batch)

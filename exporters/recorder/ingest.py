@@ -36,7 +36,7 @@ from stagewatch.exporters.recorder.vitals import Sighting
 from stagewatch.exporters.state import destination
 from stagewatch.history import History
 from stagewatch.measures import SECOND
-from stagewatch.records import Record
+from stagewatch.records import Taken
 
 CLOSED: Final = (-1, -1)
 """What `Intake.resume` answers for a journal that has nothing left to give."""
@@ -84,7 +84,7 @@ class Intake:
         journal = self._journal(key)
         return journal.segment, journal.offset
 
-    def take(self, key: str, records: Sequence[Record], segment: int, offset: int) -> None:
+    def take(self, key: str, records: Sequence[Taken], segment: int, offset: int) -> None:
         """Take in *records*, which end at *offset* of *segment*; again is harmless."""
         journal = self._journal(key)
         if (segment, offset) <= (journal.segment, journal.offset):

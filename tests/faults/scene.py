@@ -204,6 +204,15 @@ def has_ended(scene: Scene, *, is_sent: bool = False) -> bool:
         return False
 
 
+def is_known(scene: Scene) -> bool:
+    """Whether the history knows the run."""
+    try:
+        with open_history(scene.state, readonly=True) as history:
+            return bool(history.runs(scene.pipeline))
+    except (OSError, sqlite3.Error):  # not made yet
+        return False
+
+
 def wait_for(condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
     """Until *condition* holds; AssertionError with *what* was waited for after *seconds*."""
     until = time.monotonic() + seconds

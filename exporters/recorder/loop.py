@@ -11,7 +11,7 @@ from typing import Final
 from stagewatch import safety
 from stagewatch.config import Settings
 from stagewatch.exporters.recorder.door import Caller, Door
-from stagewatch.exporters.recorder.watch import Intake, Watch, journals
+from stagewatch.exporters.recorder.watching.watch import Intake, Watch, journals
 
 _SHORTEST_NAP: Final = 0.1
 _LONGEST_NAP: Final = 0.5

@@ -10,9 +10,9 @@ import pytest
 
 from stagewatch import semconv
 from stagewatch.database import PENDING
-from stagewatch.exporters.recorder import notices
 from stagewatch.exporters.recorder.ingest import Intake
-from stagewatch.exporters.recorder.vitals import Vitals
+from stagewatch.exporters.recorder.judging import notices
+from stagewatch.exporters.recorder.watching.vitals import Vitals
 from stagewatch.history import open_history
 from stagewatch.model import DeclaredStage, Escalation, Notice, Outcome, Pipeline, Role, Sla
 from stagewatch.records import LogEmitted, NameDefined, SpanEnded, decode

@@ -18,10 +18,10 @@ from stagewatch import semconv
 from stagewatch.config import Settings
 from stagewatch.exporters.journal import start_ticks
 from stagewatch.exporters.page import LAYOUTS, SIZE, PageReader, PageWriter
-from stagewatch.exporters.recorder import proc, stack, stillness, with_psutil
-from stagewatch.exporters.recorder.kinship import Kinship
-from stagewatch.exporters.recorder.observer import Observer, Process, Reader, Seen
-from stagewatch.exporters.recorder.stillness import Stillness, waits_for
+from stagewatch.exporters.recorder.watching import proc, stack, stillness, with_psutil
+from stagewatch.exporters.recorder.watching.kinship import Kinship
+from stagewatch.exporters.recorder.watching.observer import Observer, Process, Reader, Seen
+from stagewatch.exporters.recorder.watching.stillness import Stillness, waits_for
 from stagewatch.model import Notice
 from tests.jobs import Jobs, wait_for
 

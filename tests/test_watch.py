@@ -27,14 +27,14 @@ from stagewatch.exporters.journal import (
     start_ticks,
 )
 from stagewatch.exporters.page import PageReader, Words
-from stagewatch.exporters.recorder import kernel
 from stagewatch.exporters.recorder.deposit import Deposit
 from stagewatch.exporters.recorder.door import Caller, Door, is_key
-from stagewatch.exporters.recorder.follow import Follower
 from stagewatch.exporters.recorder.loop import Recorder
-from stagewatch.exporters.recorder.outcome import Death
-from stagewatch.exporters.recorder.vitals import Sighting
-from stagewatch.exporters.recorder.watch import Watch, journals
+from stagewatch.exporters.recorder.watching import kernel
+from stagewatch.exporters.recorder.watching.follow import Follower
+from stagewatch.exporters.recorder.watching.outcome import Death
+from stagewatch.exporters.recorder.watching.vitals import Sighting
+from stagewatch.exporters.recorder.watching.watch import Watch, journals
 from stagewatch.records import NameDefined, ProcessStarted, Record
 
 DEAD_PID = 4_000_000

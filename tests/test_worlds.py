@@ -387,6 +387,7 @@ def test_rooms_nobody_comes_to(jobs: Jobs) -> None:
     """Empty rooms of earlier containers are deleted after a while, others stay."""
     jobs.run("pass")
     jobs.runs()
+    wait_for(lambda: not recorders(jobs))
     (room,) = (jobs.state / "rooms").iterdir()
     destination = room.name.partition("-")[0]
     old, recent, used, other = (

@@ -14,8 +14,8 @@ from typing import Final
 from stagewatch import config, measures, semconv
 from stagewatch.database import WAITING, connect, is_current, transaction
 from stagewatch.exporters.page import PageReader
-from stagewatch.exporters.recorder import details, increments, notices, rows
-from stagewatch.exporters.recorder.books import (
+from stagewatch.exporters.recorder.intake import details, increments, rows
+from stagewatch.exporters.recorder.intake.books import (
     Batch,
     Books,
     Journal,
@@ -23,20 +23,21 @@ from stagewatch.exporters.recorder.books import (
     open_journals,
     save_journal,
 )
-from stagewatch.exporters.recorder.ending import Witness, end_process
-from stagewatch.exporters.recorder.increments import Increment
-from stagewatch.exporters.recorder.live import Member, UnderWay
-from stagewatch.exporters.recorder.notices import Due
-from stagewatch.exporters.recorder.outcome import Death
-from stagewatch.exporters.recorder.sender import Sender
-from stagewatch.exporters.recorder.showing import gauges, note_records, picture
-from stagewatch.exporters.recorder.taking import take
-from stagewatch.exporters.recorder.totals import Totals, is_delta
-from stagewatch.exporters.recorder.vitals import Sighting
+from stagewatch.exporters.recorder.intake.increments import Increment
+from stagewatch.exporters.recorder.intake.taking import take
+from stagewatch.exporters.recorder.intake.totals import Totals, is_delta
+from stagewatch.exporters.recorder.judging import notices
+from stagewatch.exporters.recorder.judging.ending import Witness, end_process
+from stagewatch.exporters.recorder.judging.live import Member, UnderWay
+from stagewatch.exporters.recorder.judging.notices import Due
+from stagewatch.exporters.recorder.judging.showing import gauges, note_records, picture
+from stagewatch.exporters.recorder.sending.sender import Sender
+from stagewatch.exporters.recorder.watching.outcome import Death
+from stagewatch.exporters.recorder.watching.vitals import Sighting
 from stagewatch.exporters.state import destination
 from stagewatch.history import History
 from stagewatch.measures import SECOND
-from stagewatch.records import Record
+from stagewatch.records import Taken
 
 CLOSED: Final = (-1, -1)
 """What `Intake.resume` answers for a journal that has nothing left to give."""
@@ -84,7 +85,7 @@ class Intake:
         journal = self._journal(key)
         return journal.segment, journal.offset
 
-    def take(self, key: str, records: Sequence[Record], segment: int, offset: int) -> None:
+    def take(self, key: str, records: Sequence[Taken], segment: int, offset: int) -> None:
         """Take in *records*, which end at *offset* of *segment*; again is harmless."""
         journal = self._journal(key)
         if (segment, offset) <= (journal.segment, journal.offset):

@@ -11,7 +11,7 @@ from typing import Final
 
 from stagewatch.config import Settings
 from stagewatch.exporters.recorder.door import Caller, Door
-from stagewatch.exporters.recorder.watch import Intake, Watch, journals
+from stagewatch.exporters.recorder.watching.watch import Intake, Watch, journals
 from stagewatch.safety import guarded
 
 _logger = logging.getLogger(__name__)

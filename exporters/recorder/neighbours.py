@@ -19,7 +19,7 @@ from stagewatch.exporters.life import is_held
 from stagewatch.exporters.page import PageReader, Words
 from stagewatch.exporters.recorder.indoors import bury, take_in
 from stagewatch.exporters.recorder.start import has_living_recorder
-from stagewatch.exporters.recorder.watch import journals
+from stagewatch.exporters.recorder.watching.watch import journals
 from stagewatch.safety import report
 
 _AGAIN_SECONDS: Final = 60.0

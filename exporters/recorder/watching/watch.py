@@ -19,14 +19,14 @@ from stagewatch.config import Settings
 from stagewatch.exporters.journal import boot_id, host_id, pid_namespace
 from stagewatch.exporters.life import is_held
 from stagewatch.exporters.page import PageReader
-from stagewatch.exporters.recorder import exits, kernel
 from stagewatch.exporters.recorder.deposit import Deposit
 from stagewatch.exporters.recorder.door import Caller, is_key
-from stagewatch.exporters.recorder.follow import Follower, Taker, remove_files
-from stagewatch.exporters.recorder.observer import Observer, Process, Seen, reader
-from stagewatch.exporters.recorder.outcome import Death
-from stagewatch.exporters.recorder.shortage import Shortage
-from stagewatch.exporters.recorder.vitals import Sighting, Vitals
+from stagewatch.exporters.recorder.watching import exits, kernel
+from stagewatch.exporters.recorder.watching.follow import Follower, Taker, remove_files
+from stagewatch.exporters.recorder.watching.observer import Observer, Process, Seen, reader
+from stagewatch.exporters.recorder.watching.outcome import Death
+from stagewatch.exporters.recorder.watching.shortage import Shortage
+from stagewatch.exporters.recorder.watching.vitals import Sighting, Vitals
 from stagewatch.measures import SECOND, uptime
 from stagewatch.records import ProcessStarted
 

@@ -9,7 +9,7 @@ import struct
 from typing import Final
 
 from stagewatch.exporters.journal import start_ticks
-from stagewatch.exporters.recorder import proc
+from stagewatch.exporters.recorder.watching import proc
 
 _PIDFD_GET_INFO: Final = 0xC040FF0B
 """``_IOWR(0xFF, 11, 64 bytes)``, since Linux 6.13."""

@@ -187,7 +187,8 @@ def _migrate(link: sqlite3.Connection) -> None:
         link.execute(f"pragma user_version={VERSION}")
         link.execute("commit")
     except BaseException:
-        link.execute("rollback")
+        if link.in_transaction:
+            link.execute("rollback")
         raise
 
 
@@ -202,6 +203,8 @@ def _wait_for(link: sqlite3.Connection, statement: str) -> None:
         try:
             link.execute(statement)
             return
-        except sqlite3.OperationalError:
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise
             time.sleep(0.05)
     link.execute(statement)

@@ -294,7 +294,11 @@ def open_intake(state: Path, room: Path, environ: Mapping[str, str]) -> Intake:
     Raises sqlite3.Error or OSError where the history cannot be opened.
     """
     intake = Intake(state, environ)
-    intake.close_lost(room.parent)
+    try:
+        intake.close_lost(room.parent)
+    except BaseException:
+        intake.stop(0.0)
+        raise
     return intake
 
 

@@ -314,8 +314,8 @@ def test_found_without_a_word(tmp_path: Path, watch: Watch, intake: FakeIntake) 
 
 def test_found_dead(tmp_path: Path, watch: Watch, intake: FakeIntake) -> None:
     """A process that nobody saw die is closed as unknown, as of its last sign of life."""
-    journal = write(tmp_path, of_dead(), [1])
-    journal.page.set(Words.LAST_ACTIVITY, 12345)
+    write(tmp_path, of_dead(), [1])
+    os.utime(segment_path(tmp_path, of_dead(), 0), ns=(12345, 12345))
     watch.find(journals(tmp_path))
     watch.bury()
     assert (intake.closed, intake.died_at) == ([(of_dead(), None, False)], [12345])

@@ -61,7 +61,7 @@ def end_process(
     """End the open stages and, if it opened one, the run. Runs in the caller's transaction.
 
     The run's end is the process's own where it ended by itself, else the time at which its death
-    was seen, else its last sign of life.
+    was seen, else its last sign of life; never before the newest of its records.
     """
     batch = Batch()
     watched = seen.process(key)
@@ -72,7 +72,7 @@ def end_process(
         death.wait_status, exiting, is_final,
         lost_host=death.lost_host, oom_killed=death.oom_killed,
     )  # fmt: skip
-    end = death.at or max(journal.seen, page.word(Words.LAST_ACTIVITY) if page else 0)
+    end = max(death.at or 0, journal.seen, page.last_activity() if page else 0)
     uptime = 0 if death.lost_host else death.uptime
     if exiting is not None and (death.wait_status is None or os.WIFEXITED(death.wait_status)):
         end, uptime, last = exiting.end, exiting.uptime, Place()

@@ -97,6 +97,9 @@ _MIGRATIONS: Final = {
     1: """
 alter table run add column last_stage text;
 alter table run add column last_operation text;
+alter table run add column ticks int not null default 0;
+alter table run add column boot_id text not null default '';
+alter table run add column pid_namespace int not null default 0;
 alter table stage add column bytes_in int not null default 0;
 alter table stage add column bytes_out int not null default 0;
 create table failure(

@@ -214,6 +214,38 @@ def test_progress_by_past_runs(tmp_path: Path, intake: Intake, looks: Looks) -> 
     assert gauge(tmp_path, semconv.ESTIMATED_END.name) == START / SECOND + 110
     looks.at(111, job)
     assert live(tmp_path, job).estimated_end is None
+    assert gauge(tmp_path, semconv.ESTIMATED_END.name) is None
+
+
+@pytest.mark.parametrize(("status", "progress"), [(0, 1.0), (KILLED, None)])
+def test_forecasts_end_with_the_run(
+    tmp_path: Path, intake: Intake, looks: Looks, status: int, progress: float | None
+) -> None:
+    """After a success all is behind it; else nothing is said of how far, and when, any more."""
+    past_runs(tmp_path, intake, 90, 100, 110)
+    assert gauge(tmp_path, semconv.PROGRESS.name) is None
+    job = Job(intake, tmp_path)
+    job.open()
+    looks.at(50, job)
+    assert gauge(tmp_path, semconv.PROGRESS.name) == 0.5
+    assert gauge(tmp_path, semconv.ESTIMATED_END.name) is not None
+    job.dies(status, at=60.0)
+    assert gauge(tmp_path, semconv.PROGRESS.name) == progress
+    assert gauge(tmp_path, semconv.ESTIMATED_END.name) is None
+    job = Job(intake, tmp_path, start=START + 200 * SECOND)
+    job.open()
+    assert gauge(tmp_path, semconv.PROGRESS.name) is None
+
+
+def test_forecasts_of_a_newer_run_go_on(tmp_path: Path, intake: Intake, looks: Looks) -> None:
+    """The end of an older run of the pipeline does not take them away."""
+    past_runs(tmp_path, intake, 90, 100, 110)
+    old, new = Job(intake, tmp_path, start=START - 10 * SECOND), Job(intake, tmp_path)
+    old.open()
+    new.open()
+    looks.at(50, old, new)
+    old.dies(KILLED, at=60.0)
+    assert gauge(tmp_path, semconv.PROGRESS.name) == 0.5
 
 
 def test_progress_by_expected_records(tmp_path: Path, intake: Intake, looks: Looks) -> None:

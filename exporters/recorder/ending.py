@@ -215,6 +215,7 @@ def _end_run(
         everything=late or verdict.outcome in increments.FAILED,
         seconds=(end - opened.start) / SECOND,
     )
+    _end_forecast(books, journal, opened, verdict.outcome)
     run = rows.read_run(books.link, journal.run)
     batch.found = increments.of_run_end(
         opened.start, end, verdict.outcome, verdict.error_type, opened.deadline
@@ -223,6 +224,22 @@ def _end_run(
     span = closing.run_span(opened, exiting, run, cut, said)
     _add_span(books, journal, span, RUN, opened.sampled, batch)
     books.write(journal, batch, now=end)
+
+
+def _end_forecast(books: Books, journal: Journal, opened: RunStarted, outcome: Outcome) -> None:
+    """Nobody waits for this run any more; a newer one of its pipeline goes on showing its own."""
+    (has_newer,) = books.link.execute(
+        "select exists(select 1 from run where pipeline = ? and start > ? and end is null "
+        "and span_id is not null)",
+        (opened.pipeline, opened.start),
+    ).fetchone()
+    if has_newer:
+        return
+    books.totals.withdraw(semconv.ESTIMATED_END, opened.pipeline, journal.metric_resource)
+    if outcome is Outcome.SUCCESS:
+        books.totals.complete(opened.pipeline, journal.metric_resource)
+    else:
+        books.totals.withdraw(semconv.PROGRESS, opened.pipeline, journal.metric_resource)
 
 
 def _add_span(

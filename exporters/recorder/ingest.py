@@ -238,6 +238,10 @@ class Intake:
                     found = gauges(run, seen)
                     resource = opener.metric_resource
                     self._books.totals.add(found, run.opened.pipeline, resource, now)
+                    if seen.estimated_end is None:  # it has outlasted all before it
+                        self._books.totals.withdraw(
+                            semconv.ESTIMATED_END, run.opened.pipeline, resource
+                        )
                 said.append((run, self._say(run, opener)))
         has_news = False
         for run, due in said:

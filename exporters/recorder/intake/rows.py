@@ -168,7 +168,8 @@ def start_run(
     """Fill in the row *number*; False if it is known already (a process that went on by exec)."""
     changed = link.execute(
         "update run set pipeline = ?, trace_id = ?, span_id = ?, start = ?, scheduled = ?, "
-        "attempt = ?, deadline = ?, host = ?, pid = ?, parent_run_id = ? "
+        "attempt = ?, deadline = ?, host = ?, pid = ?, ticks = ?, boot_id = ?, pid_namespace = ?, "
+        "parent_run_id = ? "
         "where id = ? and span_id is null",
         (
             record.pipeline,
@@ -180,6 +181,9 @@ def start_run(
             record.deadline,
             str(process.resource.get("host.name", "")),
             process.pid,
+            process.ticks,
+            process.boot_id,
+            process.pid_namespace,
             record.parent_run_id,
             number,
         ),

@@ -44,21 +44,7 @@ class Cell(NamedTuple):
     is_right: bool = False
 
 
-def duration(seconds: float) -> str:
-    """Three digits or so, with a unit: ``0.4 ms``, ``45 ms``, ``9.8 s``, ``3m05s``, ``2h14m``."""
-    if seconds < 0.9995:
-        milliseconds = seconds * 1000
-        return f"{milliseconds:.1f} ms" if 0 < milliseconds < 9.95 else f"{milliseconds:.0f} ms"
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02}s"
-    minutes = round(seconds / 60)
-    if minutes < 2880:
-        return f"{minutes // 60}h{minutes % 60:02}m"
-    hours = round(seconds / 3600)
-    return f"{hours // 24}d{hours % 24:02}h"
+duration: Final = measures.duration_text
 
 
 def count(number: float | None) -> str:

@@ -89,6 +89,7 @@ def _prepare(
     from stagewatch.exporters.recorder import start
     from stagewatch.exporters.recorder.watching import exits
 
+    opened = None
     ticks = start_ticks()
     if is_last := start.ends_with(waits):
         os.environ[start.PARENT_VARIABLE] = f"{waits[0]}.{start_ticks(waits[0])}"
@@ -103,7 +104,8 @@ def _prepare(
     else:
         found = _configuration()
         room, settings = _room(found), found.settings
-    child.tell(str(room), ticks, settings.exit_wait if is_last else 0.0, counts=opens_run)
+    cpu_before = opened.cpu_before if opened is not None else None
+    child.tell(str(room), ticks, settings.exit_wait if is_last else 0.0, cpu_before)
 
 
 def _open_run(command: list[str], path: str | None) -> Opened | None:

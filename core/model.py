@@ -220,6 +220,8 @@ class Live(Struct, frozen=True, kw_only=True):
     """A run under way, as its recorder saw it last."""
 
     at: int
+    clock: int = 0
+    """The same on the run's own clock, which nobody sets."""
     doing: Doing = Doing.RUNNING
     since: int = 0
     """When it last moved: recorded anything, or used CPU or I/O."""

@@ -4,6 +4,7 @@ forked child."""
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,7 @@ def record(opened: Opened, tracer: Tracer) -> None:
 def process_started(opened: Opened) -> ProcessStarted:
     """First record of this process's journal."""
     run = opened.run
+    opened.cpu_before = time.process_time()
     return ProcessStarted(
         key=opened.journal.key,
         pid=os.getpid(),
@@ -94,4 +96,5 @@ def process_started(opened: Opened) -> ProcessStarted:
         spans_elsewhere=opened.elsewhere,
         uptime=uptime(),
         oom_kills=oom_kills(),
+        cpu_seconds=opened.cpu_before,
     )

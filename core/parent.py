@@ -87,17 +87,20 @@ class Child:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
 
-    def tell(self, room: str, ticks: int, seconds: float, *, counts: bool) -> None:
+    def tell(self, room: str, ticks: int, seconds: float, cpu_before: float | None) -> None:
         """Tell the parent where to leave word of the end of this process, started at *ticks*.
 
-        *seconds*: how long it may wait until everything is sent, 0 if it need not. *counts*:
-        what this process used so far is not the command's.
+        *seconds*: how long it may wait until everything is sent, 0 if it need not. *cpu_before*:
+        what this process had used when it opened the run, None if the command does that: what it
+        has used since is not the command's.
         """
         import resource
 
         usage = resource.getrusage(resource.RUSAGE_SELF)
-        used = usage.ru_utime + usage.ru_stime if counts else 0.0
-        memory = usage.ru_maxrss if counts else 0
+        used, memory = 0.0, 0
+        if cpu_before is not None:
+            used = max(usage.ru_utime + usage.ru_stime - cpu_before, 0.0)
+            memory = usage.ru_maxrss
         os.write(self._tell, os.fsencode(f"{room}\0{ticks}\0{seconds}\0{used}\0{memory}"))
 
     def restore_signals(self) -> None:

@@ -17,7 +17,7 @@ from stagewatch.history import open_history
 from stagewatch.model import DeclaredStage, Doing, Live, Pipeline, Run, Sla
 from stagewatch.records import NameDefined, TallyDefined
 from tests import scenes
-from tests.scenes import FAILED, SECOND, START, UPTIME, Job, Looks, environment
+from tests.scenes import FAILED, OK, SECOND, START, UPTIME, Job, Looks, environment
 
 KILLED = 9
 
@@ -328,6 +328,112 @@ def test_a_death_nobody_saw(tmp_path: Path, intake: Intake) -> None:
     slot.show_stages([], START + 40 * SECOND)
     other.dies(None, at=5.0)
     assert run_of(tmp_path, other).end == START + 40 * SECOND
+
+
+def successor(directory: Path, job: Job, status: int | None, at: float | None = None) -> Intake:
+    """Recorder and job are dead; another recorder comes and closes it."""
+    again = Intake(directory, environment(), sends=False)
+    again.resume(job.key)
+    job.intake = again
+    job.dies(status, at=at)
+    return again
+
+
+def test_both_dead(tmp_path: Path, intake: Intake, looks: Looks) -> None:
+    """The run ends at the last sign of life that its recorder wrote down, with what it saw."""
+    job = Job(intake, tmp_path)
+    job.open(deadline=START + 60 * SECOND)
+    job.stage("load", 10.0)
+    worker = Job(intake, tmp_path, opens=False, run=job.run)
+    worker.stage("work", 30.0)
+    job.shows["vitals"] = Vitals(3.0, 100, 150)
+    worker.shows["vitals"] = Vitals(1.0, 50, 60)
+    looks.at(64.7, job, worker)
+    for one in (worker, job):
+        successor(tmp_path, one, None, at=20.0).stop(0.0)
+    run = run_of(tmp_path, job)
+    assert run.end == START + round(64.7 * SECOND)
+    assert (run.error_type, run.cpu_seconds, run.memory_peak) == ("unknown", 4.0, 150)
+    with open_history(tmp_path, readonly=True) as history:
+        assert history.link.execute("select late from run").fetchone()[0] == 1
+        spans = {span.name: span for span in history.spans(job.run)}
+        stages = {stage.name: stage for stage in history.stages(job.run)}
+        (notice,) = history.notices(job.run)
+    assert {spans[name].end for name in ("flights", "load", "work")} == {run.end}
+    lateness = spans["flights"].attributes["pipeline.run.lateness"]
+    assert lateness >= notice.attributes["pipeline.run.lateness"] == 4.7
+    assert (stages["load"].memory_peak, stages["load"].cpu_seconds) == (
+        150,
+        pytest.approx(2.54, abs=0.01),
+    )
+    assert stages["work"].memory_peak == 60
+
+
+def test_child_spans_of_the_dead(tmp_path: Path, intake: Intake) -> None:
+    """A span of any of its processes ends within the run."""
+    job = Job(intake, tmp_path)
+    job.open()
+    worker = Job(intake, tmp_path, opens=False, run=job.run)
+    worker.put(worker.span_ended("mine", 40.0))
+    worker.dies(OK)
+    successor(tmp_path, job, None, at=20.0).stop(0.0)
+    assert run_of(tmp_path, job).end == START + 40 * SECOND
+
+
+def test_time_nobody_watched_before_a_death(tmp_path: Path, intake: Intake, looks: Looks) -> None:
+    """From the dead recorder's last word to the end: a notice, and counted."""
+    job, brief = Job(intake, tmp_path), Job(intake, tmp_path)
+    for one, end in ((job, 100.0), (brief, 15.0)):
+        one.open()
+        looks.at(10, one)
+        one.put(one.span_ended("mine", end))
+        successor(tmp_path, one, None).stop(0.0)
+    with open_history(tmp_path, readonly=True) as history:
+        (notice,) = history.notices(job.run)
+        assert history.notices(brief.run) == []
+        assert sum(history.counters("stagewatch.unwatched").values()) == 90.0
+    assert (notice.name, notice.at) == (semconv.TELEMETRY_GAP, START + 100 * SECOND)
+    assert notice.attributes == {semconv.RUN_UNWATCHED: 90.0}
+
+
+def test_memory_that_grows_is_written_down(tmp_path: Path, intake: Intake, looks: Looks) -> None:
+    """At once, for what runs out of it may take the recorder with it."""
+    job = Job(intake, tmp_path)
+    job.open()
+    found = []
+    for second, memory in ((1, 100), (2, 110), (3, 200)):
+        job.shows["vitals"] = Vitals(1.0, memory, memory)
+        looks.at(second, job)
+        found.append(live(tmp_path, job).memory_peak)
+    assert found == [100, 100, 200]
+
+
+def test_a_run_has_used_what_its_stages_have(tmp_path: Path, intake: Intake, looks: Looks) -> None:
+    """Whatever was seen of it from outside, and of an orderly end, too."""
+    for status in (KILLED, OK):
+        job = Job(intake, tmp_path)
+        job.open()
+        job.shows["vitals"] = Vitals(0.5, 62, 62)
+        looks.at(1, job)
+        job.stage_ended(job.stage("load"), 5.0, cpu_seconds=2.0, memory_peak=85 << 20)
+        if status == OK:
+            job.exits(6.0)
+        job.dies(status, at=6.0)
+        run = run_of(tmp_path, job)
+        assert (run.cpu_seconds, run.memory_peak) == (2.0, 85 << 20)
+
+
+def test_cpu_before_the_run_is_not_its(tmp_path: Path, intake: Intake, looks: Looks) -> None:
+    """The kernel counts from the process's start on, the run from its own."""
+    job = Job(intake, tmp_path, cpu_seconds=0.5)
+    job.open()
+    job.stage("load")
+    job.shows["vitals"] = Vitals(1.5)
+    looks.at(1, job)
+    assert live(tmp_path, job).cpu_seconds == 1.0
+    assert live(tmp_path, job).stages[0].cpu_seconds == 1.0
+    job.dies(KILLED, at=2.0, vitals=Vitals(2.5))
+    assert run_of(tmp_path, job).cpu_seconds == 2.0
 
 
 def test_the_newest_of_concurrent_runs_is_shown(

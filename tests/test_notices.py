@@ -99,7 +99,7 @@ def test_the_moment_a_deadline_passes(tmp_path: Path, intake: Intake, looks: Loo
     assert len({job.span, late.span_id, begun.span_id}) == 3
     (log,) = logs(intake)
     assert (log.severity, log.severity_text, log.body) == (
-        notices.WARN, "WARN", "flights is late by 1.0 s",
+        notices.WARN, "WARN", "flights is late by 1.0 s, in load",
     )  # fmt: skip
     assert (log.trace_id, log.span_id, log.event_name) == (
         job.trace, job.span, "pipeline.run.late",
@@ -112,7 +112,7 @@ def test_the_moment_a_deadline_passes(tmp_path: Path, intake: Intake, looks: Loo
 
 
 def test_each_escalation_step_is_said_once(tmp_path: Path, intake: Intake, looks: Looks) -> None:
-    """And the deadline itself, if no step is at it; all that have passed, if nobody looked."""
+    """And the deadline itself, if no step is at it."""
     steps = (Escalation(30.0, "warning"), Escalation(60.0, "critical"))
     found = []
     for escalation in (steps, (Escalation(0.0, "info"), *steps)):
@@ -126,6 +126,40 @@ def test_each_escalation_step_is_said_once(tmp_path: Path, intake: Intake, looks
     assert [log.severity for log in logs(intake)] == 2 * [
         notices.WARN, notices.WARN, notices.ERROR,
     ]  # fmt: skip
+
+
+def test_steps_that_nobody_saw_pass(tmp_path: Path, intake: Intake, looks: Looks) -> None:
+    """The highest alone is said, in words as people use them; those below it never."""
+    job = Job(intake, tmp_path)
+    steps = (Escalation(60.0, "critical"), Escalation(30.0, "warning"), Escalation(80000.0, "page"))
+    job.open(declared=Pipeline(name="flights", sla=Sla(max_duration=10.0, escalation=steps)))
+    at_work(job)
+    looks.at(78, job)
+    again = Intake(tmp_path, ENVIRONMENT, sends=False)
+    again.resume(job.key)
+    looks.intake = again
+    looks.at(79, job)
+    looks.at(90_000, job)
+    again.stop(0.0)
+    assert [notice.attributes[semconv.RUN_LATENESS] for notice in said(tmp_path, job)] == [
+        68.0, 89_990.0,
+    ]  # fmt: skip
+    assert [log.body for log in logs(intake)] == [
+        "flights is late by 1m08s, in load: critical",
+        "flights is late by 25h00m, in load: page",
+    ]
+
+
+def test_late_when_it_died(tmp_path: Path, intake: Intake) -> None:
+    """No look saw it become late: its end says so."""
+    job = Job(intake, tmp_path)
+    job.open(deadline=START + 60 * SECOND)
+    at_work(job)
+    job.dies(KILLED, at=63.0)
+    (notice,) = said(tmp_path, job)
+    assert (notice.name, notice.at) == ("run late", START + 63 * SECOND)
+    assert notice.attributes["pipeline.run.lateness"] == 3.0
+    assert [log.body for log in logs(intake)] == ["flights is late by 3.0 s, in load"]
 
 
 def test_another_recorder_does_not_repeat_it(tmp_path: Path, intake: Intake, looks: Looks) -> None:

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from msgspec import structs
+
 from stagewatch import config, measures, semconv
 from stagewatch.database import WAITING, connect, is_current, transaction
 from stagewatch.exporters.page import PageReader
@@ -23,7 +25,6 @@ from stagewatch.exporters.recorder.intake.books import (
     open_journals,
     save_journal,
 )
-from stagewatch.exporters.recorder.intake.increments import Increment
 from stagewatch.exporters.recorder.intake.taking import take
 from stagewatch.exporters.recorder.intake.totals import Totals, is_delta
 from stagewatch.exporters.recorder.judging import notices
@@ -153,11 +154,7 @@ class Intake:
         if journal is None or journal.process is None or journal.opened is None:
             return
         with self._changing(key):
-            lost, since = [Increment(semconv.UNWATCHED, (), seconds)], now - round(seconds * SECOND)
-            resource = self._books.interned.own_resource()
-            self._books.totals.add(lost, None, resource, now, since=since)
-            due = notices.of_gap(journal.process.pipeline, seconds, now)
-            notices.say(self._books, journal, journal.opened, due, {}, now)
+            notices.say_gap(self._books, journal, journal.opened, seconds, now)
         self.wake()
 
     def prune(self, now: int) -> None:
@@ -213,7 +210,8 @@ class Intake:
         for key, sighting in sightings.items():
             journal = self._journals.get(key)
             if journal is not None and journal.process is not None:
-                by_run.setdefault(journal.run, []).append(Member(key, journal, sighting))
+                own = self._of_run(key, sighting)
+                by_run.setdefault(journal.run, []).append(Member(key, journal, own))
         for number, members in by_run.items():
             run = self._under_way.get(number)
             if run is None:
@@ -255,6 +253,7 @@ class Intake:
         for run, due in said:
             has_news |= bool(due) or not run.is_announced
             run.is_announced = True
+            run.noted_memory = run.memory_peak
             run.said.update({(one.name, one.key): run.clock for one in due})
         if has_news and self._sender is not None:
             self._sender.wake(totals=any(due for _, due in said))
@@ -279,7 +278,20 @@ class Intake:
 
     def _seen(self, journal: Journal) -> Witness:
         openers = (one for one in self._journals.values() if one.run == journal.run and one.opened)
-        return Witness(next(openers, None), self._under_way.get(journal.run))
+        pause = 2 * (_NOTE_SECONDS + self._settings.watch_interval)
+        return Witness(next(openers, None), self._under_way.get(journal.run), pause)
+
+    def _of_run(self, key: str, sighting: Sighting) -> Sighting:
+        """Without the CPU its process had used when it began, in the first of its programs."""
+        if sighting.vitals is None:
+            return sighting
+        process = key.rsplit(".", 1)[0] + "."
+        before = min(
+            journal.process.cpu_seconds
+            for other, journal in self._journals.items()
+            if other.startswith(process) and journal.process is not None
+        )
+        return structs.replace(sighting, vitals=sighting.vitals.since(before))
 
     def _journal(self, key: str) -> Journal:
         journal = self._journals.get(key)
@@ -315,4 +327,4 @@ def open_intake(state: Path, room: Path, environ: Mapping[str, str]) -> Intake:
 
 
 def _is_urgent(run: UnderWay) -> bool:
-    return not run.is_announced or bool(notices.due(run))
+    return not run.is_announced or run.has_grown or bool(notices.due(run))

@@ -213,6 +213,15 @@ def sum_records(link: sqlite3.Connection, number: int) -> None:
     )
 
 
+def most_of_stages(link: sqlite3.Connection, number: int) -> tuple[float, int]:
+    """What the run has used at least: CPU seconds of the one call that used most, peak bytes."""
+    cpu_seconds, memory = link.execute(
+        "select max(iif(calls = 1, cpu_seconds, null)), max(memory_peak) from stage where run = ?",
+        (number,),
+    ).fetchone()
+    return cpu_seconds or 0.0, memory or 0
+
+
 def add_records(
     link: sqlite3.Connection, number: int, came: int | None, went: int | None, rejected: int
 ) -> tuple[int | None, int | None, int]:

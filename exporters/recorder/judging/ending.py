@@ -25,14 +25,15 @@ from stagewatch.exporters.recorder.intake.books import (
 )
 from stagewatch.exporters.recorder.intake.increments import Increment
 from stagewatch.exporters.recorder.intake.taking import count_stage, take
-from stagewatch.exporters.recorder.judging import notices
+from stagewatch.exporters.recorder.judging import notices, testimony
 from stagewatch.exporters.recorder.judging.live import UnderWay
+from stagewatch.exporters.recorder.judging.testimony import Testimony
 from stagewatch.exporters.recorder.judging.tracking import ProcessSeen
 from stagewatch.exporters.recorder.judging.whereabouts import Place, place, stage_cell
 from stagewatch.exporters.recorder.watching.outcome import Death, Verdict, judge
 from stagewatch.exporters.recorder.watching.vitals import Vitals
 from stagewatch.measures import SECOND
-from stagewatch.model import Outcome
+from stagewatch.model import Live, Outcome
 from stagewatch.records import MetricsCollected, ProcessStarted, RunExiting, RunStarted, SpanEnded
 
 _DROP_REASONS: Final = {
@@ -42,6 +43,9 @@ _DROP_REASONS: Final = {
 }
 
 
+_Usage = tuple[float | None, int | None]
+
+
 class Witness(Struct, frozen=True):
     """What was seen of the run while it ran."""
 
@@ -49,6 +53,8 @@ class Witness(Struct, frozen=True):
     """Of the process that opened it, if that is watched here and lives."""
     run: UnderWay | None
     """None if it is over before the first look."""
+    pause: float = 0.0
+    """Seconds that may lie between two things a recorder writes of a run."""
 
     def process(self, key: str) -> ProcessSeen | None:
         """One of its processes."""
@@ -62,11 +68,15 @@ def end_process(
     """End the open stages and, if it opened one, the run. Runs in the caller's transaction.
 
     The run's end is the process's own where it ended by itself, else the time at which its death
-    was seen, else its last sign of life; never before the newest of its records.
+    was seen, else the last sign of life that anybody knows of.
     """
     batch = Batch()
     watched = seen.process(key)
-    vitals = death.vitals or (watched.vitals if watched else None) or Vitals()
+    known = testimony.read(books.link, journal.run, process.run_id)
+    if death.vitals is not None:
+        vitals = death.vitals.since(process.cpu_seconds)
+    else:
+        vitals = (watched.vitals if watched else None) or Vitals()
     exiting = journal.exiting or exiting_of_successor(books.link, key, process.run_id)
     is_final = process.final_exit or (exiting is not None and exiting.is_final)
     verdict = judge(
@@ -75,14 +85,19 @@ def end_process(
     )  # fmt: skip
     end = max(death.at or 0, journal.seen, page.last_activity() if page else 0)
     uptime = 0 if death.lost_host else death.uptime
-    if exiting is not None and (death.wait_status is None or os.WIFEXITED(death.wait_status)):
+    is_orderly = exiting is not None and (
+        death.wait_status is None or os.WIFEXITED(death.wait_status)
+    )
+    if exiting is not None and is_orderly:
         end, uptime, last = exiting.end, exiting.uptime, Place()
     else:
         last = place(journal, page)
+        if not uptime:
+            end = max(end, known.last_sign(journal))
     stages_end = measures.moment(end, uptime, process.start, process.uptime)
     for stage in list(journal.stages.values()):
         _end_stage(
-            books, journal, process, stage, page, verdict, stages_end, vitals, watched, batch
+            books, journal, process, stage, page, verdict, stages_end, vitals, watched, known, batch
         )
     for begun in list(journal.begun.values()):
         span = closing.user_span(begun, verdict, stages_end)
@@ -101,19 +116,30 @@ def end_process(
     books.write(journal, batch)
     end = measures.moment(end, uptime, journal.opened.start, journal.opened.uptime)
     end = max(end, run.start)
-    _end_run(books, journal, journal.opened, exiting, verdict, end, death.wait_status, last, vitals)
+    if seen.run is None and known.watched:
+        gap = (end - known.watched) / SECOND
+        if gap > seen.pause:
+            notices.say_gap(books, journal, journal.opened, gap, end)
+    if not is_orderly:
+        _say_late(books, journal, journal.opened, end, last)
+    usage = _usage(exiting, vitals, known.live)
+    _end_run(books, journal, journal.opened, exiting, verdict, end, death.wait_status, last, usage)
 
 
 def _end_stage(
     books: Books, journal: Journal, process: ProcessStarted, stage: OpenStage,
     page: PageReader | None, verdict: Verdict, end: int, vitals: Vitals,
-    watched: ProcessSeen | None, batch: Batch,
+    watched: ProcessSeen | None, known: Testimony, batch: Batch,
 ) -> None:  # fmt: skip
     started, ended = stage.started, stage.ended
     if ended is None:
         cell = stage_cell(journal, started.span_id, page) if page else None
         cpu = watched.stage_cpu(started.span_id, vitals) if watched else None
-        ended = closing.end_stage(started, cell, verdict, end, cpu, vitals.memory_peak)
+        memory = vitals.memory_peak
+        if before := known.stage(started.span_id):
+            cpu = before.cpu_seconds if cpu is None else cpu
+            memory = before.memory_peak if memory is None else memory
+        ended = closing.end_stage(started, cell, verdict, end, cpu, memory)
         count_stage(books, journal, ended, batch)
     if not stage.spanned:
         span = closing.stage_span(started, ended, process.pipeline)
@@ -184,11 +210,31 @@ def _take_series(
         batch.recorded["metrics"] += books.totals.add_foreign(collected, journal.resource, end)
 
 
+def _say_late(books: Books, journal: Journal, opened: RunStarted, end: int, last: Place) -> None:
+    """Who died late may have become so since the last look."""
+    said = notices.said(books.link, journal.run)
+    for due in notices.of_lateness(opened, measures.lateness(opened.deadline, end), last, said):
+        notices.say(books, journal, opened, due, notices.of_place(last), end)
+
+
+def _usage(exiting: RunExiting | None, vitals: Vitals, live: Live | None) -> _Usage:
+    """CPU seconds and peak bytes of the run: as it said itself, else as seen, else as last seen by
+    a recorder that is dead."""
+    if exiting is not None:
+        return exiting.cpu_seconds, exiting.memory_peak
+    cpu, memory = vitals.cpu_seconds, vitals.memory_peak
+    if live is not None:
+        cpu = live.cpu_seconds if cpu is None else cpu
+        memory = live.memory_peak if memory is None else memory
+    return cpu, memory
+
+
 def _end_run(
     books: Books, journal: Journal, opened: RunStarted, exiting: RunExiting | None,
-    verdict: Verdict, end: int, wait_status: int | None, last: Place, vitals: Vitals,
+    verdict: Verdict, end: int, wait_status: int | None, last: Place, usage: _Usage,
 ) -> None:  # fmt: skip
     late = measures.lateness(opened.deadline, end) > 0
+    least = rows.most_of_stages(books.link, journal.run)
     books.link.execute(
         "update run set end = ?, outcome = ?, error_type = ?, error_message = ?, "
         "error_place = ?, cpu_seconds = ?, memory_peak = ?, wait_status = ?, late = ?, "
@@ -199,8 +245,8 @@ def _end_run(
             verdict.error_type,
             exiting.error_message if exiting else None,
             exiting.error_place if exiting else None,
-            (exiting.cpu_seconds if exiting else vitals.cpu_seconds) or None,
-            (exiting.memory_peak if exiting else vitals.memory_peak) or None,
+            max(usage[0] or 0.0, least[0]) or None,
+            max(usage[1] or 0, least[1]) or None,
             wait_status,
             late,
             last.stage,

@@ -25,6 +25,8 @@ from stagewatch.records import RunStarted
 _SHARE_SECONDS: Final = 0.5
 """Looks nearer to each other say little about CPU: the kernel counts it in ticks of 10 ms."""
 
+_GROWTH: Final = 1.25
+
 _Figure = TypeVar("_Figure", int, float)
 
 
@@ -85,6 +87,8 @@ class UnderWay:
         self.rate = Rate(self.began)
         self.processes: dict[str, ProcessSeen] = {}
         self.memory_peak = 0
+        self.noted_memory = 0
+        """Its peak as it was last written down."""
         self.share: float | None = None
         self._weighed = (uptime, 0.0)
         self._counted = 0
@@ -99,6 +103,12 @@ class UnderWay:
     def clock(self) -> int:
         """What its own clock shows, which nobody sets: what is said of it lies within its span."""
         return measures.moment(self.now, self.uptime, self.opened.start, self.opened.uptime)
+
+    @property
+    def has_grown(self) -> bool:
+        """Whether its memory did, by so much that it should stand in the history before the kernel
+        ends both it and us for want of it."""
+        return self.memory_peak > _GROWTH * self.noted_memory
 
     def look(self, members: Sequence[Member], now: int, uptime: int) -> None:
         """See how its processes are."""

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 from typing import Any, Final
 
 from msgspec import Struct
 from msgspec.msgpack import decode, encode
 
-from stagewatch import semconv
+from stagewatch import measures, semconv
 from stagewatch.database import PENDING
 from stagewatch.exporters.recorder.intake import rows
 from stagewatch.exporters.recorder.intake.books import RUN, Batch, Books, Journal
+from stagewatch.exporters.recorder.intake.increments import Increment
 from stagewatch.exporters.recorder.judging.live import UnderWay
 from stagewatch.exporters.recorder.judging.tracking import WINDOW_SECONDS, StageSeen
 from stagewatch.exporters.recorder.judging.whereabouts import Place
@@ -57,35 +58,46 @@ Event = tuple[str, int, Attributes]
 
 def due(run: UnderWay) -> list[Due]:
     """What is to be said now; pure."""
-    return [*_late(run), *_stuck(run), *_slow_stages(run)]
+    late = of_lateness(run.opened, run.lateness(), run.place(), run.said)
+    return [*late, *_stuck(run), *_slow_stages(run)]
 
 
-def _late(run: UnderWay) -> Iterator[Due]:
-    opened, lateness = run.opened, run.lateness()
+def of_lateness(
+    opened: RunStarted, lateness: float, place: Place, said: Container[tuple[str, str]]
+) -> Iterator[Due]:
+    """The highest step that is reached, unless it or a higher one was said; *said* as `said` has
+    it. Those below it are not said after it."""
     if opened.deadline is None or lateness <= 0:
         return
     promised = opened.declared.sla if opened.declared is not None else Sla()
-    for step in _steps(promised):
-        key = f"{step.after:g} {step.severity}".rstrip()
-        if lateness < step.after or (semconv.RUN_LATE, key) in run.said:
-            continue
-        yield Due(
-            semconv.RUN_LATE,
-            key,
-            f"{opened.pipeline} is late by {lateness:.1f} s",
-            {
-                semconv.RUN_DEADLINE: sla.iso_time(opened.deadline),
-                semconv.RUN_LATENESS: lateness,
-                semconv.ESCALATION: step.severity or None,
-            },
-            ERROR if step.severity.lower() in _LOUD else WARN,
-        )
+    steps = _steps(promised)
+    reached = [index for index, step in enumerate(steps) if lateness >= step.after]
+    told = [i for i, step in enumerate(steps) if (semconv.RUN_LATE, _key(step)) in said]
+    if not reached or (told and told[-1] >= reached[-1]):
+        return
+    step = steps[reached[-1]]
+    where = f", in {place.stage}" if place.stage else ""
+    loudness = f": {step.severity}" if step.severity else ""
+    yield Due(
+        semconv.RUN_LATE,
+        _key(step),
+        f"{opened.pipeline} is late by {measures.duration_text(lateness)}{where}{loudness}",
+        {
+            semconv.RUN_DEADLINE: sla.iso_time(opened.deadline),
+            semconv.RUN_LATENESS: lateness,
+            semconv.ESCALATION: step.severity or None,
+        },
+        ERROR if step.severity.lower() in _LOUD else WARN,
+    )
 
 
-def _steps(promised: Sla) -> tuple[Escalation, ...]:
-    if any(step.after <= 0 for step in promised.escalation):
-        return promised.escalation
-    return (_AT_ONCE, *promised.escalation)
+def _steps(promised: Sla) -> Sequence[Escalation]:
+    steps = sorted(promised.escalation, key=lambda step: step.after)
+    return steps if steps and steps[0].after <= 0 else [_AT_ONCE, *steps]
+
+
+def _key(step: Escalation) -> str:
+    return f"{step.after:g} {step.severity}".rstrip()
 
 
 def _stuck(run: UnderWay) -> Iterator[Due]:
@@ -124,7 +136,8 @@ def _slow_stages(run: UnderWay) -> Iterator[Due]:
             yield Due(
                 semconv.STAGE_LATE,
                 stage.name,
-                f"{run.opened.pipeline}: stage {stage.name} takes longer than {longest:g} s",
+                f"{run.opened.pipeline}: stage {stage.name} takes longer than "
+                f"{measures.duration_text(longest)}",
                 {semconv.STAGE_NAME: stage.name, semconv.STAGE_LATENESS: seconds - longest},
             )
         if least is not None and seconds >= WINDOW_SECONDS:
@@ -159,7 +172,7 @@ def of_gap(pipeline: str, seconds: float, now: int) -> Due:
     return Due(
         semconv.TELEMETRY_GAP,
         str(now),
-        f"{pipeline} was not watched for {seconds:.0f} s",
+        f"{pipeline} was not watched for {measures.duration_text(seconds)}",
         {semconv.RUN_UNWATCHED: seconds},
     )
 
@@ -234,6 +247,14 @@ def say(
         )  # fmt: skip
         rows.add_log(books.link, books.destination, journal.resource, _scope(books), record)
     books.write(journal, batch)
+
+
+def say_gap(books: Books, journal: Journal, opened: RunStarted, seconds: float, now: int) -> None:
+    """That nobody watched the run for so long before *now*; it counts, too."""
+    lost, since = [Increment(semconv.UNWATCHED, (), seconds)], now - round(seconds * SECOND)
+    resource = books.interned.own_resource()
+    books.totals.add(lost, None, resource, now, since=since)
+    say(books, journal, opened, of_gap(opened.pipeline, seconds, now), {}, now)
 
 
 def span_id(run_id: str, name: str, key: str) -> bytes:

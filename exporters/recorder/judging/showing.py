@@ -64,6 +64,7 @@ def picture(run: UnderWay) -> Live:
     vitals = [one for one in processes if one is not None]
     return Live(
         at=run.now,
+        clock=run.clock,
         doing=run.doing,
         waits_for=run.reason if run.doing is Doing.WAITING else None,
         since=run.since,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from stagewatch.exporters.page import PageReader
 
@@ -23,6 +23,12 @@ class Vitals(Struct, frozen=True):
     written_bytes: int | None = None
     threads: int | None = None
     processes: int = 1
+
+    def since(self, cpu_seconds: float) -> Vitals:
+        """Without what the process had used before the run began."""
+        if self.cpu_seconds is None or not cpu_seconds:
+            return self
+        return structs.replace(self, cpu_seconds=max(self.cpu_seconds - cpu_seconds, 0.0))
 
 
 class Sighting(Struct, frozen=True):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import select
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from stagewatch.exporters.recorder.watching.outcome import Death
 from stagewatch.exporters.recorder.watching.shortage import Shortage
 from stagewatch.exporters.recorder.watching.vitals import Sighting
 from stagewatch.exporters.recorder.watching.watch import Watch, journals
+from stagewatch.history import open_history
 from stagewatch.model import Outcome
 from stagewatch.records import Record
 from tests.jobs import Jobs, end_recorders, wait_for
@@ -296,4 +299,44 @@ def test_recorder_in_the_same_cgroup(jobs: Jobs, cgroup: Path) -> None:
     (run,) = jobs.runs()
     assert (died.returncode, run.outcome) == (-signal.SIGKILL, Outcome.ERROR)
     assert (run.error_type, run.last_stage, run.records_in) == ("oom_killed", "load", 7)
+    end_recorders(jobs)
+
+
+def test_figures_where_the_recorder_died_with_the_job(jobs: Jobs, cgroup: Path) -> None:
+    """Those it wrote down last, on the run and on its stage; and that the run died late."""
+    (limit,) = (path for path in limits(cgroup) if path.exists())
+    limit.write_text(str(2 * LIMIT))
+    (jobs.directory / "stagewatch.yaml").write_text(
+        "pipelines: {etl: {match: {script: '*'}, sla: {max_duration: 10ms}}}"
+    )
+    script = jobs.script(
+        """
+        import sys, stagewatch
+        with stagewatch.stage("load"):
+            sys.stdin.readline()
+            eaten = [b"x" * 5_000_000 for _ in range(100)]
+        """
+    )
+    command = inside(cgroup, ["opentelemetry-instrument", "python", str(script)])
+    job = subprocess.Popen(
+        command, env=jobs.environment, cwd=jobs.directory, stdin=subprocess.PIPE, text=True
+    )
+
+    def was_looked_at() -> bool:
+        with suppress(sqlite3.Error), open_history(jobs.state, readonly=True) as history:
+            seen = [history.live(run.run_id) for run in history.active()]
+            return any(one is not None and one.stages and one.memory_peak for one in seen)
+        return False
+
+    wait_for(was_looked_at)
+    job.communicate("\n", timeout=60)
+    (run,) = jobs.runs()
+    assert (run.error_type, run.last_stage) == ("oom_killed", "load")
+    with open_history(jobs.state, readonly=True) as history:
+        (stage,) = history.stages(run.run_id)
+        said = [notice.name for notice in history.notices(run.run_id)]
+    assert (run.memory_peak or 0) >= (stage.memory_peak or 0) > 10_000_000
+    assert run.cpu_seconds is not None
+    assert stage.cpu_seconds is not None
+    assert said == ["run late"]
     end_recorders(jobs)

@@ -24,7 +24,8 @@ _PLACE = "_stagewatch_here"
 def _thread_start(wrapped: Function) -> Function:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         with guarded:
-            vars(args[0])[_PLACE] = carrying.here()
+            if args:
+                vars(args[0])[_PLACE] = carrying.here()
         try:
             return wrapped(*args, **kwargs)
         except BaseException as error:
@@ -72,6 +73,9 @@ def _runs(wrapped: Function) -> Function:
             raise
         finally:
             back(tokens)
+            # What the user's code raised keeps this frame, as the caller of theirs: with the item,
+            # which has the exception, that would be a cycle.
+            del args, kwargs
 
     return wrapper
 
@@ -140,7 +144,8 @@ def _sent(function: Any) -> Any:
 def _workers_are_like_us() -> bool:
     """Whether workers can import what we can: not if they are started with another Python."""
     spawn = sys.modules.get("multiprocessing.spawn")
-    return spawn is None or os.fsdecode(spawn.get_executable()) == sys.executable
+    # None, or empty, where Python is embedded.
+    return spawn is None or os.fsdecode(spawn.get_executable() or "") == (sys.executable or "")
 
 
 class ConcurrentInstrumentor(Instrumentor):

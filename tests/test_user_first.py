@@ -164,6 +164,37 @@ def test_an_interpreter_within_is_no_process(jobs: Jobs) -> None:
     assert len(list(jobs.state.glob("rooms/*/*.page"))) <= 1
 
 
+def test_daemon_threads_that_die_with_our_lock(jobs: Jobs) -> None:
+    """Finalizers that record do not wait for what a thread held when the interpreter ended it."""
+    result = jobs.run(
+        """
+        import sys, threading, time, stagewatch
+        from opentelemetry import metrics, trace
+        tracer = trace.get_tracer("mine")
+        counter = metrics.get_meter("mine").create_counter("hits")
+
+        def record():
+            with stagewatch.stage("a"), tracer.start_as_current_span("b"): counter.add(1)
+
+        def forever():
+            while True: record()
+
+        class Recording:
+            def __del__(self):
+                record()
+                print("deleted")
+
+        for _ in range(3): threading.Thread(target=forever, daemon=True).start()
+        sys.modules["kept"] = Recording()              # what the interpreter finalizes last
+        time.sleep(0.3)
+        sys.exit(5)
+        """
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (5, "deleted\n", "")
+    (run,) = jobs.runs()
+    assert run.outcome == "failure"
+
+
 def test_fork_inside_a_stage_counts_each_call_once(jobs: Jobs) -> None:
     """A child's folded calls are counted in its own page, not in its parent's."""
     jobs.run(

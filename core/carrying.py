@@ -123,7 +123,13 @@ def _carrier(place: Here) -> tuple[Any, ...] | None:
     a pool most often comes from the same place."""
     global _packed
     last, packed = _packed
-    if last is not None and last.context is place.context and last.innermost is place.innermost:
+    if (
+        last is not None
+        and packed is not None
+        and last.context is place.context
+        and last.innermost is place.innermost
+        and packed[0] == os.getpid()
+    ):
         return packed
     try:
         recording = state.active

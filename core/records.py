@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Union, get_args
 
 import msgspec
 from msgspec import Struct
@@ -183,6 +183,28 @@ class SpanStarted(Struct, array_like=True, tag="N", frozen=True, gc=False):
     trace_state: str = ""
 
 
+class SpanHead(Struct, array_like=True, tag="S", gc=False):
+    """A `SpanEnded` as the recorder takes it in: its attributes stay encoded, as it does itself."""
+
+    name: str
+    trace_id: bytes
+    span_id: bytes
+    parent_span_id: bytes
+    start: int
+    end: int
+    kind: int
+    status: int
+    status_description: str | None
+    scope: int
+    attributes: msgspec.Raw
+    events: Any = None
+    links: Any = None
+    trace_state: str = ""
+    dropped: Any = None
+    body: bytes = b""
+    """The record; set by `decode_head`, it stands in no journal."""
+
+
 class ScopeDefined(Struct, array_like=True, tag="C", frozen=True, gc=False):
     """An instrumentation scope, before its first span."""
 
@@ -349,6 +371,9 @@ Record = (
     | SeriesDefined
 )
 
+Taken = Record | SpanHead
+"""A record as the recorder reads it: a span comes as its head."""
+
 encode = msgspec.msgpack.Encoder().encode
 """Raises TypeError for a value msgpack does not know; the writer's caller is guarded."""
 
@@ -356,6 +381,20 @@ encode = msgspec.msgpack.Encoder().encode
 def decode(body: bytes) -> Record:
     """One record; raises `msgspec.DecodeError` for what is no record."""
     return _decoder()(body)
+
+
+def decode_head(body: bytes) -> Taken:
+    """`decode`, but a span comes as its head; most records are spans."""
+    record = _head_decoder()(body)
+    if type(record) is SpanHead:
+        record.body = body
+    return record
+
+
+@functools.cache
+def _head_decoder() -> Callable[[bytes], Taken]:
+    kinds = tuple(SpanHead if kind is SpanEnded else kind for kind in get_args(Record))
+    return msgspec.msgpack.Decoder(Union[kinds]).decode  # noqa: UP007  # made of a list
 
 
 @functools.cache

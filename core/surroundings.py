@@ -62,8 +62,9 @@ def prepare(what: program.Program | None = None) -> Prepared | None:
             and pipeline.name != parent.pipeline
         )
         joins = parent is not None and parent.is_alive and not is_child_run
-        if joins and parent is not None:
+        if parent is not None and parent.is_alive:
             clock.follow(parent.clock)
+        if joins and parent is not None:
             pipeline = config.pipelines.get(parent.pipeline, Pipeline(name=parent.pipeline))
         _prepared = Prepared(config, pipeline, parent, joins)
     return _prepared

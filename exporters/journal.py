@@ -196,7 +196,9 @@ class JournalWriter:
         self._depth = 0
         self._retired: list[Memory] = []
         self._number = 0
-        self._limit = self._at = 0
+        self._at = self._room = 0
+        self._limit = 0
+        """Up to where an append may go the short way."""
         self._is_open = False
         self._opening = opening
         if key is not None:
@@ -224,7 +226,8 @@ class JournalWriter:
         self._position_word = self.page.position
         self._memory = self._new_segment(0, _capacity(0, 0))
         self._buffer = self._memory.buffer
-        self._limit = self._memory.size - FRAME.size
+        self._room = self._memory.size - FRAME.size
+        self._limit = -1 if self._copy_on_write else self._room
         self._is_open = True
 
     def _is_ready(self) -> bool:
@@ -245,29 +248,39 @@ class JournalWriter:
         checksum = _crc32(body)
         store = _FRAMES.get(size) or _frame(size)
         with self.lock:  # not acquire() and try: a signal handler may raise between the two
-            self._depth += 1
-            try:
-                # Signal handlers and finalizers may append, and even roll, in the middle of this.
-                # The place is taken before anything else can run, and a segment that was left
-                # stays mapped until the outermost append is over.
+            # From here on nothing is called until `store` is done: no handler and no finalizer,
+            # which may append too, and even roll, can come between place, segment and frame.
+            at = self._at
+            end = at + 8 + size
+            if end <= self._limit:
+                self._at = end
+                store(self._buffer, at, size, checksum, body)
+                self._position_word[0] = self._position = self._position + 8 + size
+                return
+            self._append_seldom(body, checksum, store)
+
+    def _append_seldom(self, body: bytes, checksum: int, store: Callable[..., None]) -> None:
+        size = len(body)
+        self._depth += 1
+        try:
+            # A segment that was left stays mapped until the outermost append is over.
+            at = self._at
+            end = at + 8 + size
+            while end > self._room:
+                if not self._make_room(size):
+                    return
                 at = self._at
                 end = at + 8 + size
-                while end > self._limit:
-                    if not self._make_room(size):
-                        return
-                    at = self._at
-                    end = at + 8 + size
-                buffer = self._buffer
-                self._at = end
-                if self._copy_on_write:
-                    self._write_through(body, at, end, checksum)
-                    return
-                store(buffer, at, size, checksum, body)
-                self._position_word[0] = self._position = self._position + 8 + size
-            finally:
-                self._depth -= 1
-                if self._retired and not self._depth:
-                    self._close_retired()
+            self._at = end
+            if self._copy_on_write:
+                self._write_through(body, at, end, checksum)
+                return
+            store(self._buffer, at, size, checksum, body)
+            self._position_word[0] = self._position = self._position + 8 + size
+        finally:
+            self._depth -= 1
+            if self._retired and not self._depth:
+                self._close_retired()
 
     def _write_through(self, body: bytes, at: int, end: int, checksum: int) -> None:
         """Where a store into the buffer is not yet one into the file."""
@@ -347,9 +360,10 @@ class JournalWriter:
         memory, buffer, at = self._memory, self._buffer, self._at
         self._memory, self._buffer = fresh, fresh.buffer
         self._number += 1
-        self._limit = fresh.size - 8
+        self._room = fresh.size - 8
+        self._limit = -1 if self._copy_on_write else self._room
         self._at = 0
-        _pack_frame(buffer, at, ROLLED, 0)  # `_limit` left room for it
+        _pack_frame(buffer, at, ROLLED, 0)  # `_room` left place for it
         if self._copy_on_write:
             memory.publish(at, at + FRAME.size)
         self._retired.append(memory)

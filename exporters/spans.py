@@ -24,6 +24,8 @@ class SpanWriter:
     def __init__(self, *, messages: bool) -> None:
         self._append: Callable[[Record], None] = _nowhere
         self._messages = messages
+        self._trace: tuple[int, bytes] = (0, b"")
+        """Of the last span, as number and as bytes: the next one's is the same object."""
         self._scopes: dict[int, int] = {}
         self._kept: list[InstrumentationScope | None] = []
         """Scopes by their number; kept, so that no id of theirs is given again."""
@@ -68,10 +70,13 @@ class SpanWriter:
                 start,
                 span._kind._value_,
                 scope,
-                plain(clean(span._attributes, messages=self._messages)),
+                clean(span._attributes, messages=self._messages),
                 state.to_header() if state._dict else "",
             )
-            self._append(record)
+            try:
+                self._append(record)
+            except (TypeError, OverflowError, ValueError):
+                self._append(structs.replace(record, attributes=plain(record.attributes)))
         except Exception as error:
             report(error)
 
@@ -87,9 +92,14 @@ class SpanWriter:
             scope = self._scopes.get(id(span._instrumentation_scope))
             if scope is None:
                 scope = self._define(span._instrumentation_scope)
+            known, trace = self._trace
+            if known is not trace_id:
+                trace = trace_id.to_bytes(16, "big")
+                self._trace = (trace_id, trace)
+            values = attributes._dict
             record = SpanEnded(
                 span._name,
-                trace_id.to_bytes(16, "big"),
+                trace,
                 span_id.to_bytes(8, "big"),
                 b"" if parent is None else parent[1].to_bytes(8, "big"),
                 span._start_time,
@@ -98,7 +108,7 @@ class SpanWriter:
                 status._status_code._value_,
                 self._message(status._description) if status._description else None,
                 scope,
-                clean(attributes, messages=self._messages),
+                values if values and _is_harmless(values) else self._cleaned(attributes),
                 [self._event(event) for event in events] if events._dq else None,
                 [self._link(link) for link in links] if links._dq else None,
                 state.to_header() if state._dict else "",
@@ -125,6 +135,9 @@ class SpanWriter:
             )
         )
         return number
+
+    def _cleaned(self, attributes: Mapping[str, Any]) -> Attributes | None:
+        return clean(attributes, messages=self._messages)
 
     def _message(self, text: str) -> str:
         return text if self._messages else redaction.message(text)

@@ -20,6 +20,8 @@ _HEAD: Final = Struct("<2s16s2s8sBBBQBQ")
 _DOUBLE: Final = Struct("<d")
 _MAX_INT: Final = 1 << 63
 _REMEMBERED: Final = 4096
+_LONG: Final = 256
+"""A text of so many characters is not the same again."""
 _MESSAGE, _STACKTRACE = "exception.message", "exception.stacktrace"
 _WATCHED: Final = redaction.SENSITIVE | {_MESSAGE, _STACKTRACE}
 _BOOLEAN, _INTEGER, _REAL = b"\x10", b"\x18", b"\x21"
@@ -38,7 +40,7 @@ def span(ended: SpanEnded, threshold: str | None, messages: bool) -> bytes:
             b"\x0a\x10", ended.trace_id, b"\x12\x08", ended.span_id,
             0x30, ended.kind + 1, 0x39, ended.start, 0x41, ended.end,
         ),
-        _text(b"\x2a", ended.name),
+        _named(ended.name),
     ]  # fmt: skip
     if ended.parent_span_id:
         parts.append(b"\x22\x08" + ended.parent_span_id)
@@ -64,28 +66,72 @@ def span(ended: SpanEnded, threshold: str | None, messages: bool) -> bytes:
 
 def attributes(values: Attributes, tag: bytes) -> bytes:
     """One `KeyValue` per attribute, each under the field *tag*."""
+    known = _remembered[tag]
     parts = []
-    for name, value in values.items():
+    for pair in values.items():
+        name, value = pair
         kind = value.__class__
-        parts.append(tag)
         if kind is str:
-            parts.append(_text_pair(name, value))
+            parts.append(known.texts.get(pair) or known.text(name, value))
         elif kind is int and 0 <= value < _MAX_INT:
             number = varint(value)
-            parts.append(_before(name, _INTEGER, len(number)))
+            size = len(number)
+            parts.append(known.integers[size].get(name) or known.integer(name, size))
             parts.append(number)
         elif kind is float:
-            parts.append(_before(name, _REAL, 8))
+            parts.append(known.reals.get(name) or known.real(name))
             parts.append(_pack_double(value))
         elif kind is bool:
-            parts.append(_before(name, _BOOLEAN, 1))
-            parts.append(_SHORT[value])
+            parts.append(known.booleans.get(pair) or known.boolean(name, value))
         else:
             message = AnyValue()
             put_value(message, value)
-            body = _text(b"\x0a", name) + block(b"\x12", message.SerializeToString())
-            parts.append(block(b"", body))
+            parts.append(tag + _pair(name, message.SerializeToString()))
     return b"".join(parts)
+
+
+class _Remembered:
+    """What most spans share is encoded once: attributes, but for their numbers."""
+
+    def __init__(self, tag: bytes) -> None:
+        self._tag = tag
+        self.texts: dict[tuple[str, str], bytes] = {}
+        self.booleans: dict[tuple[str, bool], bytes] = {}
+        self.reals: dict[str, bytes] = {}
+        self.integers: list[dict[str, bytes]] = [{} for _ in range(10)]
+        """By the bytes that the number takes, 1 to 9."""
+
+    def text(self, name: str, value: str) -> bytes:
+        made = self._tag + _pair(name, block(b"\x0a", value.encode("utf-8", "replace")))
+        return _remember(self.texts, (name, value), made) if len(value) < _LONG else made
+
+    def boolean(self, name: str, value: bool) -> bytes:
+        made = self._tag + _pair(name, _BOOLEAN + _SHORT[value])
+        return _remember(self.booleans, (name, value), made)
+
+    def real(self, name: str) -> bytes:
+        return _remember(self.reals, name, self._before(name, _REAL, 8))
+
+    def integer(self, name: str, size: int) -> bytes:
+        return _remember(self.integers[size], name, self._before(name, _INTEGER, size))
+
+    def _before(self, name: str, field: bytes, size: int) -> bytes:
+        return self._tag + _pair(name, field + bytes(size))[:-size]
+
+
+def _pair(name: str, value: bytes) -> bytes:
+    """A `KeyValue`, behind its length; *value*: its `AnyValue`."""
+    return block(b"", block(b"\x0a", name.encode("utf-8", "replace")) + block(b"\x12", value))
+
+
+def _remember(known: dict[Any, bytes], key: Any, made: bytes) -> bytes:
+    if len(known) >= _REMEMBERED:
+        known.clear()
+    known[key] = made
+    return made
+
+
+_remembered: Final = {tag: _Remembered(tag) for tag in (b"\x0a", b"\x4a")}
 
 
 def block(tag: bytes, body: bytes) -> bytes:
@@ -163,26 +209,9 @@ def put_value(target: Any, value: Any) -> None:
             target.string_value = str(value)
 
 
-# What most spans share is encoded once: names, and attributes but for their numbers.
-
-
 @lru_cache(_REMEMBERED)
-def _text(tag: bytes, text: str) -> bytes:
-    return block(tag, text.encode("utf-8", "replace"))
-
-
-@lru_cache(_REMEMBERED)
-def _text_pair(name: str, value: str) -> bytes:
-    """A `KeyValue`, behind its length."""
-    text = block(b"\x0a", value.encode("utf-8", "replace"))
-    return block(b"", _text(b"\x0a", name) + block(b"\x12", text))
-
-
-@lru_cache(_REMEMBERED)
-def _before(name: str, field: bytes, size: int) -> bytes:
-    """What of a `KeyValue`, behind its length, stands before the value's own *size* bytes."""
-    start = _text(b"\x0a", name) + b"\x12" + varint(len(field) + size) + field
-    return varint(len(start) + size) + start
+def _named(name: str) -> bytes:
+    return block(b"\x2a", name.encode("utf-8", "replace"))
 
 
 def _rest(ended: SpanEnded, messages: bool) -> bytes:

@@ -84,8 +84,7 @@ def _item_of_processes(wrapped: Function) -> Function:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         result = wrapped(*args, **kwargs)
         with guarded:
-            if _workers_are_like_us():
-                args[0].fn = carried(args[0].fn)
+            args[0].fn = _sent(args[0].fn)
         return result
 
     return wrapper
@@ -93,11 +92,10 @@ def _item_of_processes(wrapped: Function) -> Function:
 
 def _apply(wrapped: Function) -> Function:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        with guarded:
-            if len(args) > 1:
-                args = (args[0], _sent(args[1]), *args[2:])
-            elif "func" in kwargs:
-                kwargs["func"] = _sent(kwargs["func"])
+        if len(args) > 1:
+            args = (args[0], _sent(args[1]), *args[2:])
+        elif "func" in kwargs:
+            kwargs["func"] = _sent(kwargs["func"])
         try:
             return wrapped(*args, **kwargs)
         except BaseException as error:
@@ -138,14 +136,17 @@ _from.__code__ = _from.__code__.replace(co_filename=UNSEEN)
 
 
 def _sent(function: Any) -> Any:
-    return carried(function) if _workers_are_like_us() else function
+    with guarded:
+        if _workers_are_like_us():
+            return carried(function)
+    return function
 
 
 def _workers_are_like_us() -> bool:
     """Whether workers can import what we can: not if they are started with another Python."""
     spawn = sys.modules.get("multiprocessing.spawn")
-    # None, or empty, where Python is embedded.
-    return spawn is None or os.fsdecode(spawn.get_executable() or "") == (sys.executable or "")
+    ours = sys.executable or ""  # None, or empty, where Python is embedded
+    return spawn is None or (spawn.get_executable() or "") in (ours, os.fsencode(ours))
 
 
 class ConcurrentInstrumentor(Instrumentor):

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from stagewatch.exporters.recorder import exits, take_in_all
-from stagewatch.exporters.recorder.kernel import is_running
-from stagewatch.exporters.recorder.watch import journals
+from stagewatch.exporters.recorder import take_in_all
+from stagewatch.exporters.recorder.watching import exits
+from stagewatch.exporters.recorder.watching.kernel import is_running
+from stagewatch.exporters.recorder.watching.watch import journals
 from stagewatch.model import Outcome
 from stagewatch.program import Program, command
 from tests.jobs import BIN, Jobs, end_recorders, wait_for
@@ -360,7 +361,7 @@ def test_killed_parent(start: Start) -> None:
     process.kill()
     process.wait()
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in beside))
-    assert state(start.command_pid()) in "SR"
+    assert state(start.command_pid()) in "SRD"
     start.end()
     (run,) = start.jobs.runs()
     assert (run.pipeline, run.outcome, run.error_type) == ("counting", Outcome.FAILURE, "exit_7")

@@ -119,8 +119,11 @@ def test_the_memory_of_attributes_is_bounded() -> None:
     """A value that is never the same again does not stay for ever."""
     for number in range(10_000):
         wire.attributes({f"n{number}": f"v{number}", f"m{number}": number}, b"\x4a")
-    for memory in (wire._text, wire._text_pair, wire._before):
-        assert memory.cache_info().currsize == wire._REMEMBERED
+        wire.attributes({f"b{number}": True, f"r{number}": 0.5, "long": f"{number:999}"}, b"\x4a")
+    memory = wire._remembered[b"\x4a"]
+    for known in (memory.texts, memory.booleans, memory.reals, *memory.integers):
+        assert len(known) <= wire._REMEMBERED
+        assert all(len(made) < 1000 for made in known.values())
 
 
 def test_large_numbers_and_odd_values_become_text() -> None:

@@ -11,10 +11,10 @@ from msgspec import msgpack
 
 from stagewatch import semconv
 from stagewatch.exporters.page import LAYOUTS
-from stagewatch.exporters.recorder import increments
-from stagewatch.exporters.recorder.increments import Increment
 from stagewatch.exporters.recorder.ingest import Intake
-from stagewatch.exporters.recorder.totals import LABEL_LIMITS
+from stagewatch.exporters.recorder.intake import increments
+from stagewatch.exporters.recorder.intake.increments import Increment
+from stagewatch.exporters.recorder.intake.totals import LABEL_LIMITS
 from stagewatch.measures import DURATION_BUCKETS
 from stagewatch.model import Outcome
 from stagewatch.records import (
@@ -263,9 +263,9 @@ def test_series_of_past_processes_are_forgotten(tmp_path: Path, intake: Intake) 
     job = Job(intake, tmp_path)
     job.open()
     job.put(foreign(ForeignMetric("lib", "1", "n", "1", "", "sum", [ForeignPoint({}, 1)])))
-    intake.tick({}, START + 7200 * SECOND)
+    intake.prune(START + 7200 * SECOND)
     assert ("n",) in series(intake)
     intake._link.execute("update total set sent_version = version")
-    intake.tick({}, START + 4 * 3600 * SECOND)
+    intake.prune(START + 4 * 3600 * SECOND)
     assert ("n",) not in series(intake)
     assert ("pipeline.run.active",) in series(intake)

@@ -168,21 +168,19 @@ def test_daemon_threads_that_die_with_our_lock(jobs: Jobs) -> None:
     """Finalizers that record do not wait for what a thread held when the interpreter ended it."""
     result = jobs.run(
         """
-        import sys, threading, time, stagewatch
+        import sys, threading, time
         from opentelemetry import metrics, trace
+        from stagewatch import stage
         tracer = trace.get_tracer("mine")
         counter = metrics.get_meter("mine").create_counter("hits")
 
-        def record():
-            with stagewatch.stage("a"), tracer.start_as_current_span("b"): counter.add(1)
-
         def forever():
-            while True: record()
+            while True:
+                with stage("a"), tracer.start_as_current_span("b"): counter.add(1)
 
         class Recording:
             def __del__(self):
-                record()
-                print("deleted")
+                with stage("late"): print("deleted")
 
         for _ in range(3): threading.Thread(target=forever, daemon=True).start()
         sys.modules["kept"] = Recording()              # what the interpreter finalizes last

@@ -8,6 +8,7 @@ import os
 import resource
 import select
 import signal
+import socket
 import sys
 import time
 from contextlib import suppress
@@ -18,7 +19,7 @@ from stagewatch import safety
 from stagewatch.exporters.recorder.deposit import Deposit
 from stagewatch.exporters.recorder.door import Door
 from stagewatch.exporters.recorder.loop import Recorder
-from stagewatch.exporters.recorder.watch import Watch
+from stagewatch.exporters.recorder.watching.watch import Watch
 from stagewatch.exporters.state import remember_settings
 from stagewatch.safety import guarded
 
@@ -66,9 +67,10 @@ def _record(state: Path, room: Path, listening: int, place: int, deposit: Deposi
         recorder.is_stopped = True
 
     # Who waits for our end waits for the flush, not for a nap that a signal does not end.
-    woken, wakes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    woken, wakes = socket.socketpair()
+    wakes.setblocking(False)
     epoll.register(woken, select.EPOLLIN)
-    signal.set_wakeup_fd(wakes)
+    signal.set_wakeup_fd(wakes.fileno())
     signal.signal(signal.SIGTERM, stop)
     gc.collect()
     gc.freeze()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from stagewatch.exporters.recorder.start import has_living_recorder
-from tests.faults.scene import Scene, wait_for
+from tests.faults.scene import Scene, is_known, wait_for
 
 BALLAST = "ballast"
 
@@ -53,7 +53,7 @@ def start_recorder(scene: Scene) -> None:
 
 def fill_disk(scene: Scene) -> None:
     """Not one block is left, neither for the job nor for its recorder."""
-    wait_for(lambda: _is_up(scene), "the recorder")
+    wait_for(lambda: is_known(scene), "the run in the history")
     with suppress(OSError), open(scene.state.parent / BALLAST, "wb", buffering=0) as ballast:
         while True:
             ballast.write(bytes(4096))

@@ -64,7 +64,7 @@ def bare(row: Row) -> Bare | None:
     }
     name, *arguments = row.job.split()
     result = subprocess.run(
-        [str(OURS / "python"), str(JOBS / name), *arguments],
+        ["sh" if name.endswith(".sh") else "python", str(JOBS / name), *arguments],
         cwd=directory, env=environment, capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
     return Bare(result.returncode, result.stdout, result.stderr)

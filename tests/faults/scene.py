@@ -91,7 +91,7 @@ class Scene:
         self.out = self.err = ""
         self.exit: int | None = None
         self.started = self.ended = self.killed = 0.0
-        """Seconds since the epoch; `killed`: when a deed ended the job."""
+        """Seconds since the epoch; `killed`: when a deed sent it a signal."""
 
     @property
     def state(self) -> Path:
@@ -123,7 +123,8 @@ class Scene:
             if self.row.deed is not None:
                 wait_for((self.directory / "ready").exists, "the job to be ready")
                 self.row.deed(self)
-                (self.directory / "go").touch()
+                if not self.killed:
+                    (self.directory / "go").touch()
             self.out, self.err = self.process.communicate(timeout=PATIENCE)
             self.ended = time.time()
         self.exit = self.process.returncode
@@ -199,6 +200,15 @@ def has_ended(scene: Scene, *, is_sent: bool = False) -> bool:
             runs = history.runs(scene.pipeline)
             is_over = bool(runs) and all(run.end is not None for run in runs)
             return is_over and not (is_sent and history.pending())
+    except (OSError, sqlite3.Error):  # not made yet
+        return False
+
+
+def is_known(scene: Scene) -> bool:
+    """Whether the history knows the run."""
+    try:
+        with open_history(scene.state, readonly=True) as history:
+            return bool(history.runs(scene.pipeline))
     except (OSError, sqlite3.Error):  # not made yet
         return False
 

@@ -25,7 +25,6 @@ from tests.faults.worlds import Lacking
 from tests.otlp_receiver import OtlpReceiver
 
 STOCK = ROOT / ".venv-stock" / "bin"
-_LAUNCHER = ("opentelemetry-instrument", "python")
 _QUIET_SECONDS = 2.0
 _HELD_BACK = 3.0
 _ERROR = 2
@@ -72,7 +71,8 @@ def play(row: Row, backend: Backend, without: Bare | None) -> Judged:
     deed = _DEEDS.get(row.deed, row.deed) if row.deed else None
     if deed is None:
         (directory / "go").touch()
-    row = structs.replace(row, before=None, after=None, deed=deed, launcher=_LAUNCHER)
+    launcher = ("opentelemetry-instrument", row.launcher[-1])
+    row = structs.replace(row, before=None, after=None, deed=deed, launcher=launcher)
     try:
         with OtlpReceiver() as receiver, row.world(directory) as world:
             if backend is not Backend.ALIVE:

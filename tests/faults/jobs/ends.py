@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 
-from story import last, own, stage, wait
+from story import last, own, ready, stage, wait
 
 
 def ignored_exit() -> None:
@@ -21,7 +21,7 @@ def stop(*_: object) -> None:
 
 
 def wait_for_handler() -> None:
-    wait()
+    ready()
     while not stopped:
         time.sleep(0.01)
 

@@ -65,9 +65,14 @@ def note_open(name: str) -> None:
     note(open=name, id=_current_id())
 
 
-def wait() -> None:
-    """Say that the moment has come, and go on when the harness has done its deed."""
+def ready() -> None:
+    """Say that the moment for the harness's deed has come."""
     (HERE / "ready").touch()
+
+
+def wait() -> None:
+    """Be ready, and go on when the deed is done; never, if it was a signal."""
+    ready()
     until = time.monotonic() + _PATIENCE
     while not (HERE / "go").exists():
         if time.monotonic() > until:

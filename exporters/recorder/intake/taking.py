@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from msgspec import structs
+from msgspec import msgpack, structs
 
 from stagewatch import measures, semconv
 from stagewatch.database import HELD, LOCAL, PENDING
-from stagewatch.exporters.recorder import increments, rows
-from stagewatch.exporters.recorder.books import (
+from stagewatch.exporters.recorder.intake import increments, rows
+from stagewatch.exporters.recorder.intake.books import (
     DETAIL,
     STAGE,
     USER,
@@ -20,32 +20,38 @@ from stagewatch.exporters.recorder.books import (
 )
 from stagewatch.history import History
 from stagewatch.records import (
+    Attributes,
     DatasetTouched,
     LogEmitted,
     MetricsCollected,
     NameDefined,
     OperationEnded,
     ProcessStarted,
-    Record,
     RunExiting,
     RunStarted,
     ScopeDefined,
     SeriesDefined,
     SpanEnded,
+    SpanHead,
     SpanStarted,
     StageEnded,
     StageStarted,
+    Taken,
     TallyDefined,
     TallySpilled,
+    decode_head,
+    encode,
 )
 
 _CLIENT_KINDS: Final = (2, 3)  # CLIENT, PRODUCER
 _LIBRARIES: Final = "opentelemetry.instrumentation."
 _OURS: Final = semconv.SCOPE
 _ROLE: Final = semconv.SPAN_ROLE
+_ROLE_BYTES: Final = _ROLE.encode()
+_attributes: Final = msgpack.Decoder(Attributes | None).decode
 
 
-def take(books: Books, journal: Journal, record: Record, batch: Batch) -> None:
+def take(books: Books, journal: Journal, record: Taken, batch: Batch) -> None:
     """Add *record* to *batch*; runs in the transaction that writes it."""
     if journal.process is None:
         if isinstance(record, ProcessStarted):
@@ -53,10 +59,11 @@ def take(books: Books, journal: Journal, record: Record, batch: Batch) -> None:
         else:  # the first record was lost: nobody knows whose this one is
             batch.drop("orphan")
         return
-    if type(record) is SpanEnded:
-        take_span(books, journal, journal.process, record, batch)
-        return
     match record:
+        case SpanHead():  # most are spans
+            _take_span(books, journal, journal.process, record, batch)
+        case SpanEnded():  # one that stood in no journal
+            take(books, journal, decode_head(encode(record)), batch)
         case OperationEnded():
             batch.operation(record.stage, record.name).add(
                 1,
@@ -159,8 +166,8 @@ def _open_run(
         batch.found += increments.increments(record)
 
 
-def take_span(
-    books: Books, journal: Journal, process: ProcessStarted, span: SpanEnded, batch: Batch
+def _take_span(
+    books: Books, journal: Journal, process: ProcessStarted, span: SpanHead, batch: Batch
 ) -> None:
     """Add a span that is over, and is no longer open."""
     # Most records are spans, and what this costs is most of what the intake costs.
@@ -188,10 +195,11 @@ def take_span(
     )
 
 
-def _role(span: SpanEnded, scope: str) -> int:
-    attributes = span.attributes
-    if attributes is not None:
-        if _ROLE in attributes and attributes[_ROLE] == semconv.ROLE_DETAIL:
+def _role(span: SpanHead, scope: str) -> int:
+    # A name that stands nowhere in the record is no attribute's.
+    if scope == _OURS or _ROLE_BYTES in span.body:
+        attributes = _attributes(span.attributes) or {}
+        if attributes.get(_ROLE) == semconv.ROLE_DETAIL:
             return DETAIL
         if scope == _OURS and semconv.STAGE_NAME in attributes:
             return STAGE

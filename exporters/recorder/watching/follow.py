@@ -23,9 +23,9 @@ from stagewatch.exporters.journal import (
 )
 from stagewatch.exporters.life import is_held
 from stagewatch.exporters.page import SIZE, PageReader, Words
-from stagewatch.exporters.recorder import exits
-from stagewatch.exporters.recorder.outcome import Death
-from stagewatch.records import ProcessStarted, Record, decode
+from stagewatch.exporters.recorder.watching import exits
+from stagewatch.exporters.recorder.watching.outcome import Death
+from stagewatch.records import ProcessStarted, Record, Taken, decode, decode_head
 
 _logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Taker(Protocol):
 
     def resume(self, key: str) -> tuple[int, int] | None: ...
 
-    def take(self, key: str, records: list[Record], segment: int, offset: int) -> None: ...
+    def take(self, key: str, records: list[Taken], segment: int, offset: int) -> None: ...
 
     def close(self, key: str, page: PageReader | None, death: Death) -> None: ...
 
@@ -177,17 +177,17 @@ class Follower:
             self.started = record if isinstance(record, ProcessStarted) else None
             return
 
-    def _batches(self, final: bool) -> Iterator[tuple[list[Record], list[int], int, int]]:
+    def _batches(self, final: bool) -> Iterator[tuple[list[Taken], list[int], int, int]]:
         """Records, the offset behind each, and the position behind them all."""
         while True:
             segment, offset = self._segment, self._offset
             data = self._data(offset)
-            records: list[Record] = []
+            records: list[Taken] = []
             ends: list[int] = []
             at = 0
             for body, at in read_frames(data, 0):  # noqa: B007
                 try:
-                    records.append(decode(body))
+                    records.append(decode_head(body))
                 except msgspec.DecodeError as error:
                     safety.report(error)
                 else:
@@ -211,7 +211,7 @@ class Follower:
                 data = os.pread(self._descriptor, size + 2 * FRAME.size, offset)
         return data
 
-    def _take(self, records: list[Record], ends: list[int], segment: int, offset: int) -> None:
+    def _take(self, records: list[Taken], ends: list[int], segment: int, offset: int) -> None:
         try:
             self._intake.take(self.key, records, segment, offset)
         except (sqlite3.OperationalError, OSError):
@@ -221,7 +221,7 @@ class Follower:
             self._take_singly(records, ends, segment, offset)
 
     def _take_singly(
-        self, records: list[Record], ends: list[int], segment: int, offset: int
+        self, records: list[Taken], ends: list[int], segment: int, offset: int
     ) -> None:
         """Something in these records is more than the intake can take: leave only that out."""
         here = self._segment

@@ -11,7 +11,7 @@ from typing import Any, Final
 from msgspec.msgpack import encode
 
 from stagewatch import semconv
-from stagewatch.exporters.recorder.closing import known_records
+from stagewatch.exporters.recorder.intake.closing import known_records
 from stagewatch.exporters.state import Destination
 from stagewatch.measures import SECOND
 from stagewatch.model import Live, Run
@@ -21,6 +21,7 @@ from stagewatch.records import (
     ProcessStarted,
     RunStarted,
     SpanEnded,
+    SpanHead,
     StageEnded,
 )
 from stagewatch.records import encode as encode_record
@@ -352,15 +353,22 @@ def add_dataset(link: sqlite3.Connection, run: int, record: DatasetTouched) -> N
 
 
 def span_values(
-    span: SpanEnded, run: int, role: int, state: int, destination: int, resource: int, scope: int
+    span: SpanEnded | SpanHead,
+    run: int,
+    role: int,
+    state: int,
+    destination: int,
+    resource: int,
+    scope: int,
 ) -> tuple[Any, ...]:
     """A row for `add_spans`."""
+    record = span.body if type(span) is SpanHead else encode_record(span)
     # `sqlite3` looks for adapters of every bytes and bool, which takes as long as to store it;
     # of a bytearray and an int it knows that there are none.
     return (
         bytearray(span.trace_id), bytearray(span.span_id), bytearray(span.parent_span_id), run,
         role, span.start, (span.end - span.start) / SECOND, 1 if span.status == ERROR else 0,
-        state, destination, resource, scope, bytearray(encode_record(span)),
+        state, destination, resource, scope, bytearray(record),
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 
 from stagewatch import clock, failures, redaction, safety
+from stagewatch.attaching import detach
 from stagewatch.config import Settings
 from stagewatch.exporters.page import Words
 from stagewatch.exporters.recorder import start as recorder_start
@@ -26,6 +27,11 @@ def exiting(opened: Opened) -> None:
     with safety.guarded:
         if is_owner:
             opened.journal.append(_run_exiting(opened))
+    with safety.guarded:
+        # A daemon thread dies where it stands, perhaps with a lock of ours, and a finalizer that
+        # records would wait for it for ever.
+        if len(sys._current_frames()) > 1:
+            detach(opened)
     with safety.guarded:
         if opened.overhead:
             spent = opened.overhead + time.thread_time_ns() - began

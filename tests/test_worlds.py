@@ -424,7 +424,7 @@ def test_rooms_nobody_comes_to(jobs: Jobs) -> None:
 def test_exit_code_of_the_first_process(
     jobs: Jobs, arguments: list[str], end: str, code: int, verdict: tuple[Outcome, str | None]
 ) -> None:
-    """Nobody outlives PID 1 to ask the kernel: what it cannot tell itself is unknown, no success."""
+    """Nobody outlives PID 1 to ask the kernel: what it cannot tell itself is unknown."""
     script = jobs.script("import sys\n" + end)
     python = [BIN / "opentelemetry-instrument", "python"]
     command = [*python, *(argument.format(script) for argument in arguments)]

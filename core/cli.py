@@ -330,7 +330,8 @@ def _watch(options: argparse.Namespace) -> int:
 
 
 def _ship(options: argparse.Namespace) -> int:
-    """``--json``: ``destination``, ``endpoints``, ``sent``, ``pending`` and ``elsewhere``."""
+    """``--json``: ``destination``, ``endpoints``, ``sent``, ``pending``, its ``reason``, and
+    ``elsewhere``."""
     from stagewatch import reading
     from stagewatch.exporters.recorder.sender import ship
     from stagewatch.exporters.state import destination
@@ -350,6 +351,7 @@ def _ship(options: argparse.Namespace) -> int:
                 "endpoints": endpoints,
                 "sent": sent,
                 "pending": pending,
+                "reason": shipped.reason or None,
                 "elsewhere": shipped.elsewhere,
             }
         )
@@ -358,7 +360,8 @@ def _ship(options: argparse.Namespace) -> int:
     if not endpoints:
         print("Nothing is sent from here: OTEL_EXPORTER_OTLP_ENDPOINT is not set.")
     elif pending:
-        print(f"Sent {sent:,} items to {where}; still pending: {_amounts(pending)}.")
+        waiting = f"{_amounts(pending)} ({shipped.reason})"
+        print(f"Sent {sent:,} items to {where}; still pending: {waiting}.")
     else:
         print(f"Sent {sent:,} items to {where}; nothing is pending.")
     for key, amounts in sorted(shipped.elsewhere.items()):

@@ -333,7 +333,7 @@ def _ship(options: argparse.Namespace) -> int:
     """``--json``: ``destination``, ``endpoints``, ``sent``, ``pending``, its ``reason``, and
     ``elsewhere``."""
     from stagewatch import reading
-    from stagewatch.exporters.recorder.sender import ship
+    from stagewatch.exporters.recorder.sending.sender import ship
     from stagewatch.exporters.state import destination
     from stagewatch.redaction import url
 

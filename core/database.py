@@ -154,6 +154,11 @@ def connect(state: Path, *, readonly: bool = False) -> sqlite3.Connection:
     return link
 
 
+def is_current(link: sqlite3.Connection) -> bool:
+    """Whether the file is still of the version that this program knows."""
+    return bool(link.execute("pragma user_version").fetchone()[0] == VERSION)
+
+
 @contextmanager
 def transaction(link: sqlite3.Connection) -> Iterator[None]:
     """All or nothing; waits for other writers."""

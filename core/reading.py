@@ -11,8 +11,8 @@ from msgspec import Struct, structs
 
 from stagewatch.config import Config, load_or_default
 from stagewatch.exporters.journal import boot_id, pid_namespace
-from stagewatch.exporters.recorder import kernel
 from stagewatch.exporters.recorder.start import ask_to_take_in, has_living_recorder
+from stagewatch.exporters.recorder.watching import kernel
 from stagewatch.exporters.state import state_directory
 from stagewatch.history import History
 from stagewatch.model import Doing, Live, Run

@@ -16,7 +16,7 @@ import pytest
 from stagewatch.database import connect
 from stagewatch.exporters.page import Words
 from stagewatch.exporters.recorder.ingest import CLOSED, Intake, open_intake
-from stagewatch.exporters.recorder.outcome import Death
+from stagewatch.exporters.recorder.watching.outcome import Death
 from stagewatch.history import SpanRow, open_history
 from stagewatch.model import Outcome, Pipeline, Role, Schedule, Sla
 from stagewatch.records import MetricsCollected, OperationEnded, RunExiting, ScopeDefined, decode

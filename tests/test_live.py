@@ -12,7 +12,7 @@ from stagewatch import measures, semconv
 from stagewatch.database import connect
 from stagewatch.exporters.page import LAYOUTS
 from stagewatch.exporters.recorder.ingest import Intake
-from stagewatch.exporters.recorder.vitals import Vitals
+from stagewatch.exporters.recorder.watching.vitals import Vitals
 from stagewatch.history import open_history
 from stagewatch.model import DeclaredStage, Doing, Live, Pipeline, Run, Sla
 from stagewatch.records import NameDefined, TallyDefined

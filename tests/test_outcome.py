@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from stagewatch.exporters.recorder.outcome import Verdict, judge
+from stagewatch.exporters.recorder.watching.outcome import Verdict, judge
 from stagewatch.model import Outcome
 from stagewatch.records import RunExiting
 

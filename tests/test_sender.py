@@ -18,9 +18,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from stagewatch.database import connect
 from stagewatch.exporters.channels import open_channel
-from stagewatch.exporters.recorder import outbox, sender, series
 from stagewatch.exporters.recorder.ingest import Intake
-from stagewatch.exporters.recorder.sender import Turn, ship
+from stagewatch.exporters.recorder.sending import outbox, sender, series
+from stagewatch.exporters.recorder.sending.sender import Turn, ship
 from stagewatch.exporters.state import destination
 from stagewatch.history import open_history
 from stagewatch.records import (
@@ -491,7 +491,7 @@ def _broken(*_: object) -> None:
 def test_one_sender_per_destination(tmp_path: Path) -> None:
     """The right to send is exclusive among processes, and ends with them."""
     program = (
-        "import sys, pathlib; from stagewatch.exporters.recorder.sender import Turn\n"
+        "import sys, pathlib; from stagewatch.exporters.recorder.sending.sender import Turn\n"
         "turn = Turn(pathlib.Path(sys.argv[1]), 'k'); print(turn.take(), flush=True)\n"
         "sys.stdin.read()"
     )

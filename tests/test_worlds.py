@@ -423,6 +423,7 @@ def test_rooms_nobody_comes_to(jobs: Jobs) -> None:
     (used / "1.2.ab.page").touch()
     for one in (old, used, other):
         os.utime(one, (1, 1))
+    wait_for(lambda: not (room / "sock").exists())  # each recorder looks when it comes
     jobs.run("pass")
     wait_for(lambda: not old.exists())
     assert recent.exists() and used.exists() and other.exists()

@@ -19,7 +19,7 @@ from stagewatch import safety
 from stagewatch.exporters.recorder.deposit import Deposit
 from stagewatch.exporters.recorder.door import Door
 from stagewatch.exporters.recorder.loop import Recorder
-from stagewatch.exporters.recorder.watch import Watch
+from stagewatch.exporters.recorder.watching.watch import Watch
 from stagewatch.exporters.state import remember_settings
 from stagewatch.safety import guarded
 

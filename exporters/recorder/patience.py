@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from stagewatch.exporters.recorder.deposit import Deposit
 from stagewatch.exporters.recorder.door import Caller, Door
-from stagewatch.exporters.recorder.watch import journals
+from stagewatch.exporters.recorder.watching.watch import journals
 
 _logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from msgspec import msgpack, structs
 
 from stagewatch import measures, semconv
 from stagewatch.database import HELD, LOCAL, PENDING
-from stagewatch.exporters.recorder import increments, rows
-from stagewatch.exporters.recorder.books import (
+from stagewatch.exporters.recorder.intake import increments, rows
+from stagewatch.exporters.recorder.intake.books import (
     DETAIL,
     STAGE,
     USER,

@@ -19,14 +19,14 @@ from stagewatch.config import Settings
 from stagewatch.exporters.journal import boot_id, host_id, pid_namespace
 from stagewatch.exporters.life import is_held
 from stagewatch.exporters.page import PageReader
-from stagewatch.exporters.recorder import exits, kernel
 from stagewatch.exporters.recorder.deposit import Deposit
 from stagewatch.exporters.recorder.door import Caller, is_key
-from stagewatch.exporters.recorder.follow import Follower, Taker, remove_files
-from stagewatch.exporters.recorder.observer import Observer, Process, Seen, reader
-from stagewatch.exporters.recorder.outcome import Death
-from stagewatch.exporters.recorder.shortage import Shortage
-from stagewatch.exporters.recorder.vitals import Sighting, Vitals
+from stagewatch.exporters.recorder.watching import exits, kernel
+from stagewatch.exporters.recorder.watching.follow import Follower, Taker, remove_files
+from stagewatch.exporters.recorder.watching.observer import Observer, Process, Seen, reader
+from stagewatch.exporters.recorder.watching.outcome import Death
+from stagewatch.exporters.recorder.watching.shortage import Shortage
+from stagewatch.exporters.recorder.watching.vitals import Sighting, Vitals
 from stagewatch.measures import SECOND, uptime
 from stagewatch.records import ProcessStarted
 
@@ -41,6 +41,8 @@ class Intake(Taker, Protocol):
     def note(self, now: int) -> None: ...
 
     def is_busy(self) -> bool: ...
+
+    def is_outdated(self) -> bool: ...
 
     def stop(self, timeout: float) -> None: ...
 
@@ -119,7 +121,7 @@ class Watch:
 
     def end_ours(self, ticks: int) -> None:
         """This very process ends, and nobody outlives it: its journals say all there is."""
-        self._mark_dead(os.getpid(), ticks, Death())
+        self._mark_dead({Process(os.getpid(), ticks): Death()})
         self.bury()
 
     def bury(self) -> None:
@@ -177,8 +179,7 @@ class Watch:
         self._observer.close()
 
     def _certify(self, deaths: Mapping[Process, Death]) -> None:
-        for process, death in self._shortage.judge(deaths, self._oom_kills).items():
-            self._mark_dead(*process, death)
+        self._mark_dead(self._shortage.judge(deaths, self._oom_kills))
 
     def _oom_kills(self, process: Process) -> Mapping[str, int]:
         """The counters at its start."""
@@ -191,9 +192,14 @@ class Watch:
             {},
         )
 
-    def _mark_dead(self, pid: int, ticks: int, death: Death) -> None:
-        for key in journals(self._room):
-            if key.startswith(f"{pid}.{ticks}.") and self._follow(key) is not None:
+    def _mark_dead(self, deaths: Mapping[Process, Death]) -> None:
+        """All journals they wrote, those that nobody has found yet, too."""
+        keys = dict.fromkeys(self.followers)  # whose files somebody may have deleted
+        with safety.guarded:
+            keys |= dict.fromkeys(journals(self._room))
+        for key in keys:
+            death = deaths.get(_process(key))
+            if death is not None and self._follow(key) is not None:
                 self._dead[key] = death
                 self._release(self.followers[key])
 
@@ -352,19 +358,23 @@ def _sighting(page: PageReader, seen: Seen, *, is_last: bool) -> Sighting:
 def journals(room: Path) -> list[str]:
     """Keys of the journals in *room*; sweeps away what processes left that wrote none."""
     names = os.listdir(room)
-    keys = [name.removesuffix(".0.journal") for name in names if name.endswith(".0.journal")]
+    found = [name.removesuffix(".0.journal") for name in names if name.endswith(".0.journal")]
+    keys = dict.fromkeys(key for key in found if is_key(key))
+    processes = {_process(key) for key in keys}
     for name in names:
         key = name.removesuffix(".page")
+        process = exits.process(name)
         if key != name and is_key(key) and key not in keys:
-            pid, ticks, _ = key.split(".")
-            if _is_orphan(room / name, int(pid), int(ticks)):
+            if _is_orphan(room / name, *_process(key)):
                 remove_files(room, key)
-        elif (process := exits.process(name)) is not None:
-            begin = "{}.{}.".format(*process)
-            is_known = any(key.startswith(begin) for key in keys)
-            if not is_known and _is_orphan(room / name, *process):
-                (room / name).unlink(missing_ok=True)
-    return [key for key in keys if is_key(key)]
+        elif process and process not in processes and _is_orphan(room / name, *process):
+            (room / name).unlink(missing_ok=True)
+    return list(keys)
+
+
+def _process(key: str) -> Process:
+    pid, ticks, _ = key.split(".")
+    return Process(int(pid), int(ticks))
 
 
 def _is_orphan(path: Path, pid: int, ticks: int) -> bool:

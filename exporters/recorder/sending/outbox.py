@@ -19,9 +19,10 @@ from stagewatch.database import PENDING, REJECTED, SENT, WAITING, transaction
 from stagewatch.exporters import otlp
 from stagewatch.exporters.channels import Channel, Reply, open_channel
 from stagewatch.exporters.otlp import LogItem, Point, Resource, Scope
-from stagewatch.exporters.recorder import rows, series
-from stagewatch.exporters.recorder.increments import Increment, dropped
-from stagewatch.exporters.recorder.totals import Totals, is_delta
+from stagewatch.exporters.recorder.intake import rows
+from stagewatch.exporters.recorder.intake.increments import Increment, dropped
+from stagewatch.exporters.recorder.intake.totals import Totals, is_delta
+from stagewatch.exporters.recorder.sending import series
 from stagewatch.exporters.state import Destination
 from stagewatch.records import LogEmitted, SpanEnded
 from stagewatch.safety import report

@@ -8,7 +8,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from stagewatch.exporters.recorder.vitals import Vitals
+from stagewatch.exporters.recorder.watching.vitals import Vitals
 from stagewatch.model import Outcome
 from stagewatch.records import RunExiting
 

@@ -12,8 +12,8 @@ from stagewatch import measures, semconv
 from stagewatch.database import LOCAL, PENDING
 from stagewatch.exporters.measurements import pending
 from stagewatch.exporters.page import PageReader, Words
-from stagewatch.exporters.recorder import closing, increments, notices, rows
-from stagewatch.exporters.recorder.books import (
+from stagewatch.exporters.recorder.intake import closing, increments, rows
+from stagewatch.exporters.recorder.intake.books import (
     RUN,
     STAGE,
     Batch,
@@ -23,13 +23,14 @@ from stagewatch.exporters.recorder.books import (
     exiting_of_successor,
     has_sibling,
 )
-from stagewatch.exporters.recorder.increments import Increment
-from stagewatch.exporters.recorder.live import UnderWay
-from stagewatch.exporters.recorder.outcome import Death, Verdict, judge
-from stagewatch.exporters.recorder.taking import count_stage, take
-from stagewatch.exporters.recorder.tracking import ProcessSeen
-from stagewatch.exporters.recorder.vitals import Vitals
-from stagewatch.exporters.recorder.whereabouts import Place, place, stage_cell
+from stagewatch.exporters.recorder.intake.increments import Increment
+from stagewatch.exporters.recorder.intake.taking import count_stage, take
+from stagewatch.exporters.recorder.judging import notices
+from stagewatch.exporters.recorder.judging.live import UnderWay
+from stagewatch.exporters.recorder.judging.tracking import ProcessSeen
+from stagewatch.exporters.recorder.judging.whereabouts import Place, place, stage_cell
+from stagewatch.exporters.recorder.watching.outcome import Death, Verdict, judge
+from stagewatch.exporters.recorder.watching.vitals import Vitals
 from stagewatch.measures import SECOND
 from stagewatch.model import Outcome
 from stagewatch.records import MetricsCollected, ProcessStarted, RunExiting, RunStarted, SpanEnded

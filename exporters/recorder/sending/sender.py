@@ -24,7 +24,7 @@ from stagewatch.history import History
 from stagewatch.safety import report
 
 if TYPE_CHECKING:
-    from stagewatch.exporters.recorder.outbox import Outbox
+    from stagewatch.exporters.recorder.sending.outbox import Outbox
 
 _REPEAT_SECONDS: Final = 10.0
 _GATHER_SECONDS: Final = 0.5
@@ -133,7 +133,7 @@ class Sender:
 
     def _run(self) -> None:
         # Imported here: the exporters take longer than a process that must be watched has time.
-        from stagewatch.exporters.recorder.outbox import Outbox
+        from stagewatch.exporters.recorder.sending.outbox import Outbox
 
         while True:
             try:
@@ -228,7 +228,7 @@ def ship(state: Path, environ: Mapping[str, str], timeout: float) -> Shipped:
     For at most *timeout* seconds, by the recorder if one is there to do it. Raises sqlite3.Error
     or OSError where the history cannot be opened.
     """
-    from stagewatch.exporters.recorder.outbox import Outbox
+    from stagewatch.exporters.recorder.sending.outbox import Outbox
 
     until = time.monotonic() + timeout
     goal = destination(environ)

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 
 from stagewatch import semconv
 from stagewatch.exporters.page import OpenThread
-from stagewatch.exporters.recorder import rows
-from stagewatch.exporters.recorder.books import Journal
-from stagewatch.exporters.recorder.closing import known_records
-from stagewatch.exporters.recorder.increments import Increment
-from stagewatch.exporters.recorder.live import Counts, UnderWay, total
-from stagewatch.exporters.recorder.whereabouts import cells, open_operation, thread_in
+from stagewatch.exporters.recorder.intake import rows
+from stagewatch.exporters.recorder.intake.books import Journal
+from stagewatch.exporters.recorder.intake.closing import known_records
+from stagewatch.exporters.recorder.intake.increments import Increment
+from stagewatch.exporters.recorder.judging.live import Counts, UnderWay, total
+from stagewatch.exporters.recorder.judging.whereabouts import cells, open_operation, thread_in
 from stagewatch.measures import SECOND
 from stagewatch.model import Doing, Live, LiveStage
 

@@ -23,8 +23,8 @@ from stagewatch.exporters.journal import (
 )
 from stagewatch.exporters.life import is_held
 from stagewatch.exporters.page import SIZE, PageReader, Words
-from stagewatch.exporters.recorder import exits
-from stagewatch.exporters.recorder.outcome import Death
+from stagewatch.exporters.recorder.watching import exits
+from stagewatch.exporters.recorder.watching.outcome import Death
 from stagewatch.records import ProcessStarted, Record, Taken, decode, decode_head
 
 _logger = logging.getLogger(__name__)

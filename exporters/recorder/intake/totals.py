@@ -14,7 +14,7 @@ from typing import Final
 from msgspec.msgpack import decode, encode
 
 from stagewatch import semconv
-from stagewatch.exporters.recorder.increments import Increment
+from stagewatch.exporters.recorder.intake.increments import Increment
 from stagewatch.exporters.state import Destination
 from stagewatch.measures import DURATION_BUCKETS, SECOND
 from stagewatch.records import MetricsCollected

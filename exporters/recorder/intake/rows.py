@@ -11,7 +11,7 @@ from typing import Any, Final
 from msgspec.msgpack import encode
 
 from stagewatch import semconv
-from stagewatch.exporters.recorder.closing import known_records
+from stagewatch.exporters.recorder.intake.closing import known_records
 from stagewatch.exporters.state import Destination
 from stagewatch.measures import SECOND
 from stagewatch.model import Live, Run

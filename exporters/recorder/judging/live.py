@@ -11,13 +11,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, TypeVar
 
 from stagewatch import measures
-from stagewatch.exporters.recorder.books import Journal
-from stagewatch.exporters.recorder.tracking import ProcessSeen, Rate, StageSeen, uptime_at
-from stagewatch.exporters.recorder.vitals import Sighting
-from stagewatch.exporters.recorder.whereabouts import (
+from stagewatch.exporters.recorder.intake.books import Journal
+from stagewatch.exporters.recorder.judging.tracking import ProcessSeen, Rate, StageSeen, uptime_at
+from stagewatch.exporters.recorder.judging.whereabouts import (
     Place,
     place,
 )
+from stagewatch.exporters.recorder.watching.vitals import Sighting
 from stagewatch.measures import SECOND
 from stagewatch.model import DeclaredStage, Doing
 from stagewatch.records import RunStarted

@@ -177,6 +177,28 @@ def test_container_killed_whole(sending: Jobs, receiver: OtlpReceiver) -> None:
 
 
 @root
+def test_container_killed_after_its_command(jobs: Jobs) -> None:
+    """What `stagewatch run` left word of there is the exact outcome here, whatever the kernel."""
+    hold = held(jobs, "job")
+    (jobs.directory / "staying").touch()
+    script = f"touch job.up; while [ -e {hold} ]; do sleep 0.02; done; exit 7"
+    run = shlex.join([str(BIN / "stagewatch"), "run", "--", "sh", "-c", script])
+    killed = container(jobs, "job", f"sh -c {shlex.quote(run + STAY)}")
+    wait_for(lambda: is_up(jobs, "job") and jobs.runs(ended=0))
+    for pid in recorders(jobs):
+        os.kill(pid, signal.SIGSTOP)
+    hold.unlink()
+    wait_for(lambda: [p for p in jobs.state.glob("rooms/*/*.exit") if "ended" in p.read_text()])
+    killed.kill()
+    killed.communicate()
+    jobs.run("pass", "next.py")
+    assert by_outcome(jobs.runs(ended=2)) == [
+        (Outcome.FAILURE, "exit_7"),
+        (Outcome.SUCCESS, None),
+    ]
+
+
+@root
 def test_next_container_closes_the_last(jobs: Jobs) -> None:
     """A container comes after one that was killed whole: with the same pids, and with the same
     PID namespace as far as its number goes, and yet the runs are two."""

@@ -168,6 +168,8 @@ def _open_run(
     # A process that goes on by exec may write its run's start again.
     if rows.start_run(books.link, journal.run, record, process):
         batch.found += increments.increments(record)
+        for forecast in (semconv.PROGRESS, semconv.ESTIMATED_END):  # of the run before
+            books.totals.withdraw(forecast, record.pipeline, journal.metric_resource)
 
 
 def _take_span(

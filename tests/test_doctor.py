@@ -125,7 +125,7 @@ def test_pending(tmp_path: Path) -> None:
     """What waits for another backend than this environment's is said."""
     one = run(1)
     store(tmp_path / "state", one, [span(one, 5, "a", 0, 1)], pending_for="elsewhere")
-    assert "pending for another backend (elsewhere): 1 traces" in texts(
+    assert "pending for another backend (elsewhere): 1 trace" in texts(
         examined(tmp_path / "state"), "telemetry", Level.WARNING
     )
 

@@ -257,7 +257,7 @@ def test_facts_are_not_torn_apart() -> None:
     """A line is broken between facts, not between a number and its unit."""
     facts = Text("0.1 cores now, 4.5 s CPU, 353 MB memory (peak 354 MB), 3 threads")
     lead = Text("used  ")
-    for width in range(30, 80):
+    for width in range(34, 80):
         lines = printed(Parts(facts, lead), width).splitlines()
         assert max(map(cell_len, lines)) <= width
         assert " ".join(line[6:].rstrip() for line in lines) == facts.plain

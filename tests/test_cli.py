@@ -244,6 +244,8 @@ def test_ship_what_an_outage_left_behind(tmp_path: Path) -> None:
         assert found["destination"] == key
         receiver.wait_for(lambda r: len(r.spans) == 3, timeout=10)
         assert {got.name for got in receiver.spans} == {"call 5", "call 6", "call 7"}
+        again = stagewatch(state, "ship", **settings)
+        assert again.stdout.startswith("Nothing was waiting; all there was is at http")
 
 
 def test_report_right_after_a_run(tmp_path: Path) -> None:

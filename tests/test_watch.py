@@ -30,7 +30,7 @@ from stagewatch.exporters.page import PageReader, Words
 from stagewatch.exporters.recorder.deposit import Deposit
 from stagewatch.exporters.recorder.door import Caller, Door, is_key
 from stagewatch.exporters.recorder.loop import Recorder
-from stagewatch.exporters.recorder.watching import kernel
+from stagewatch.exporters.recorder.watching import exits, kernel
 from stagewatch.exporters.recorder.watching.follow import Follower
 from stagewatch.exporters.recorder.watching.outcome import Death
 from stagewatch.exporters.recorder.watching.vitals import Sighting
@@ -383,8 +383,8 @@ def test_found_without_a_word(tmp_path: Path, watch: Watch, intake: FakeIntake) 
 
 def test_found_dead(tmp_path: Path, watch: Watch, intake: FakeIntake) -> None:
     """A process that nobody saw die is closed as unknown, as of its last sign of life."""
-    journal = write(tmp_path, of_dead(), [1])
-    journal.page.set(Words.LAST_ACTIVITY, 12345)
+    write(tmp_path, of_dead(), [1])
+    os.utime(segment_path(tmp_path, of_dead(), 0), ns=(12345, 12345))
     watch.find(journals(tmp_path))
     watch.bury()
     assert (intake.closed, intake.died_at) == ([(of_dead(), None, False)], [12345])
@@ -428,10 +428,7 @@ def test_another_namespace(tmp_path: Path, watch: Watch, intake: FakeIntake) -> 
     dead = write(tmp_path, of_dead("bb"), [1])
     silent = write(tmp_path, of_dead("cc"), [1])
     for journal in (living, dead, silent):
-        elsewhere = struct.pack("@Q", pid_namespace() + 1)
-        with page_path(tmp_path, journal.key).open("r+b") as file:
-            file.seek(24)
-            file.write(elsewhere)
+        move(journal, pid_namespace() + 1)
     living.page.set(Words.HELD, 1)
     let_go(dead)
     watch.find(journals(tmp_path))
@@ -449,6 +446,44 @@ def test_without_start_ticks(tmp_path: Path, watch: Watch, intake: FakeIntake) -
     watch.bury()
     assert intake.closed == [(dead.key, None, False)]
     assert watch.followers[living.key].pidfd is not None
+
+
+@pytest.mark.parametrize("world", ["boot", "namespace", "no proc", "slow parent"])
+def test_word_of_a_death_elsewhere(
+    tmp_path: Path,
+    watch: Watch,
+    intake: FakeIntake,
+    monkeypatch: pytest.MonkeyPatch,
+    world: str,
+) -> None:
+    """What `stagewatch run` left counts where no kernel can be asked: its exact status and time."""
+    ticks = 0 if world == "no proc" else 1
+    key = f"{DEAD_PID}.{ticks}.aa"
+    journal = write(tmp_path, key, [1], started(key, boot="another" if world == "boot" else ""))
+    let_go(journal)
+
+    def leave(*_: object) -> None:
+        exits.leave(str(tmp_path), DEAD_PID, ticks, signal.SIGKILL, 12345, 0, 1.5, 1 << 20)
+
+    if world == "slow parent":  # it may live there, and still be about to say it
+        exits.promise(tmp_path, DEAD_PID, ticks, DEAD_PID, 1)
+        monkeypatch.setattr(exits.time, "sleep", leave)
+    else:
+        leave()
+    if world in ("namespace", "slow parent"):
+        move(journal, pid_namespace() + 1)
+    watch.find(journals(tmp_path))
+    watch.bury()
+    assert intake.closed == [(key, signal.SIGKILL, world == "boot")]
+    assert intake.died_at == [12345]
+    assert left(tmp_path) == []
+
+
+def move(journal: JournalWriter, namespace: int) -> None:
+    """As if its process were in another PID namespace."""
+    with page_path(journal.directory, journal.key).open("r+b") as file:
+        file.seek(24)
+        file.write(struct.pack("@Q", namespace))
 
 
 def let_go(journal: JournalWriter) -> None:

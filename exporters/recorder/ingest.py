@@ -246,6 +246,10 @@ class Intake:
                     found = gauges(run, seen)
                     resource = opener.metric_resource
                     self._books.totals.add(found, run.opened.pipeline, resource, now)
+                    if seen.estimated_end is None:  # it has outlasted all before it
+                        self._books.totals.withdraw(
+                            semconv.ESTIMATED_END, run.opened.pipeline, resource
+                        )
                 said.append((run, self._say(run, opener)))
         has_news = False
         for run, due in said:
@@ -302,7 +306,11 @@ def open_intake(state: Path, room: Path, environ: Mapping[str, str]) -> Intake:
     Raises sqlite3.Error or OSError where the history cannot be opened.
     """
     intake = Intake(state, environ)
-    intake.close_lost(room.parent)
+    try:
+        intake.close_lost(room.parent)
+    except BaseException:
+        intake.stop(0.0)
+        raise
     return intake
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from stagewatch import semconv
-from stagewatch.exporters.page import OpenThread, Words
+from stagewatch.exporters.page import OpenThread
 from stagewatch.exporters.recorder.intake import rows
 from stagewatch.exporters.recorder.intake.books import Journal
 from stagewatch.exporters.recorder.intake.closing import known_records
@@ -86,13 +86,9 @@ def picture(run: UnderWay) -> Live:
 
 def gauges(run: UnderWay, picture: Live) -> list[Increment]:
     """What the metrics show of it."""
-    active = max(
-        max(member.sighting.page.word(Words.LAST_ACTIVITY), member.journal.seen)
-        for member in run.members
-    )
     found = [
         Increment(semconv.HEARTBEAT, (), run.now / SECOND),
-        Increment(semconv.LAST_ACTIVITY, (), active / SECOND),
+        Increment(semconv.LAST_ACTIVITY, (), run.last_activity() / SECOND),
     ]
     if run.opened.deadline is not None:
         found.append(Increment(semconv.LATENESS, (), run.lateness()))

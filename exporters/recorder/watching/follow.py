@@ -133,9 +133,11 @@ class Follower:
         return True
 
     def last_sign(self) -> int | None:
-        """When the process was last seen to do anything; nanoseconds since the epoch."""
-        if self.page is not None and (activity := self.page.word(Words.LAST_ACTIVITY)):
-            return activity
+        """When the process was last seen to do anything; nanoseconds since the epoch.
+
+        A store into a mapped file shows in its time only once the kernel has written it back: it
+        may have done more than that by some 30 s, as its records say.
+        """
         try:
             return os.fstat(self._descriptor).st_mtime_ns
         except OSError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import select
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -234,12 +234,14 @@ class Watch:
 
     def _judge(self, follower: Follower) -> None:
         """Nobody handed us this process: it may be long gone, and its pid another's."""
-        started = follower.started
+        started, process = follower.started, Process(follower.pid, follower.ticks)
         if started is not None and self._is_of_another_boot(started) and not follower.is_held():
-            self._dead[follower.key] = Death(at=follower.last_sign(), lost_host=True)
+            death = Death(at=follower.last_sign(), lost_host=True)
+            self._dead[follower.key] = self._told(process, death, _is_gone)
         elif follower.pid_namespace not in (self._namespace, None):
             if follower.is_held() is False:
-                self._dead[follower.key] = Death(at=follower.last_sign())
+                death = Death(at=follower.last_sign())
+                self._dead[follower.key] = self._told(process, death, _may_live)
         elif follower.ticks and kernel.tells():
             self._judge_by_pid(follower)
         else:
@@ -266,9 +268,15 @@ class Watch:
             vitals = self._observer.farewell(process)
             self._certify({process: self._told(process, _death(status, vitals))})
 
-    def _told(self, process: Process, death: Death) -> Death:
-        """With what its parent left word of, where that is `stagewatch run`."""
-        found = exits.read(self._room, *process, kernel.is_running)
+    def _told(
+        self,
+        process: Process,
+        death: Death,
+        is_running: Callable[[int, int], bool] = kernel.is_running,
+    ) -> Death:
+        """With what its parent left word of, where that is `stagewatch run`; *is_running*: it is
+        worth while to wait for a parent that has promised it."""
+        found = exits.read(self._room, *process, is_running)
         if found is None:
             return death
         vitals = death.vitals or Vitals()
@@ -291,7 +299,8 @@ class Watch:
         if pidfd is not None:
             os.close(pidfd)
         if is_held is False or (is_held is None and pidfd is None):
-            self._dead[follower.key] = Death(at=follower.last_sign())
+            process = Process(follower.pid, follower.ticks)
+            self._dead[follower.key] = self._told(process, Death(at=follower.last_sign()))
 
     def _is_ours(self, started: ProcessStarted) -> bool:
         # Containers have ids of their own, but share the boot of their host.
@@ -314,6 +323,16 @@ class Watch:
             follower.pidfd = None
             if self._deposit is not None:
                 self._deposit.tidy(lambda key: key in self.followers)
+
+
+def _is_gone(pid: int, ticks: int) -> bool:
+    """With its boot."""
+    return False
+
+
+def _may_live(pid: int, ticks: int) -> bool:
+    """In a PID namespace that cannot be looked into."""
+    return True
 
 
 def _death(status: int | None, vitals: Vitals | None) -> Death:

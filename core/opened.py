@@ -96,5 +96,6 @@ def process_started(opened: Opened) -> ProcessStarted:
         spans_elsewhere=opened.elsewhere,
         uptime=uptime(),
         oom_kills=oom_kills(),
+        host=os.uname().nodename,
         cpu_seconds=opened.cpu_before,
     )

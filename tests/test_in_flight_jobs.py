@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,6 +68,7 @@ def test_a_job_in_flight_is_shown(jobs: Jobs) -> None:
     with in_flight(jobs) as process:
         found = seen(jobs, "show", "last")
         assert found["run"]["active"]
+        assert found["run"]["host"] == socket.gethostname()
         (stage,) = found["run"]["live"]["stages"]
         assert (stage["name"], stage["records_out"], stage["pid"]) == ("load", 30, process.pid)
         assert found["run"]["records_out"] == 37

@@ -179,7 +179,7 @@ def start_run(
             record.scheduled,
             record.attempt,
             record.deadline,
-            str(process.resource.get("host.name", "")),
+            str(process.resource.get("host.name") or process.host),
             process.pid,
             process.ticks,
             process.boot_id,

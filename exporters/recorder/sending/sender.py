@@ -216,6 +216,8 @@ class Shipped(Struct, frozen=True):
     """Items that the backend took."""
     pending: dict[str, int]
     """Items that still wait for this environment's destination, by signal; only what is not 0."""
+    reason: str
+    """Why they wait, in a few words; empty where none does."""
     elsewhere: dict[str, dict[str, int]]
     """What waits for other destinations, by their keys."""
 
@@ -230,7 +232,7 @@ def ship(state: Path, environ: Mapping[str, str], timeout: float) -> Shipped:
 
     until = time.monotonic() + timeout
     goal = destination(environ)
-    sent = 0
+    sent, reason = 0, ""
     with closing(connect(state)) as link:
         if goal.protocols:
             outbox = Outbox(link, goal, {**environ})
@@ -238,13 +240,14 @@ def ship(state: Path, environ: Mapping[str, str], timeout: float) -> Shipped:
             before = outbox.pending()
             _ship(outbox, Turn(state, goal.key), until)
             after = outbox.pending()
+            reason = outbox.refusal or f"not done within {timeout:g} s"
             sent = sum(
                 max(count - after.get(signal, 0), outbox.sent[signal])
                 for signal, count in before.items()
             )
         waiting = History(link).pending()
     pending = waiting.pop(goal.key, {})
-    return Shipped(sent, pending, waiting)
+    return Shipped(sent, pending, reason if pending else "", waiting)
 
 
 def _ship(outbox: Outbox, turn: Turn, until: float) -> None:
@@ -262,6 +265,7 @@ def _ship(outbox: Outbox, turn: Turn, until: float) -> None:
             if not outbox.send(signal, lambda: time.monotonic() < until):
                 return
     except sqlite3.OperationalError as error:
+        outbox.refusal = "the history cannot be written"
         report(error)
     finally:
         turn.give_back()

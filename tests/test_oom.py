@@ -16,13 +16,13 @@ from stagewatch.exporters import journal, state
 from stagewatch.exporters.journal import VMSTAT, oom_count, oom_counters, oom_kills, pid_namespace
 from stagewatch.exporters.page import PageReader
 from stagewatch.exporters.recorder import shortage as shortage_module
+from stagewatch.exporters.recorder.follow import Part
 from stagewatch.exporters.recorder.observer import Process
 from stagewatch.exporters.recorder.outcome import Death
 from stagewatch.exporters.recorder.shortage import Shortage
 from stagewatch.exporters.recorder.vitals import Sighting
 from stagewatch.exporters.recorder.watch import Watch, journals
 from stagewatch.model import Outcome
-from stagewatch.records import Record
 from tests.jobs import Jobs, end_recorders, wait_for
 
 KILLED = Death(signal.SIGKILL)
@@ -138,7 +138,7 @@ class Deaths:
     def resume(self, key: str) -> tuple[int, int] | None:
         return None
 
-    def take(self, key: str, records: list[Record], segment: int, offset: int) -> None: ...
+    def take(self, *parts: Part) -> None: ...
 
     def close(self, key: str, page: PageReader | None, death: Death) -> None:
         self.seen[key] = death

@@ -30,7 +30,7 @@ from stagewatch.exporters.page import PageReader, Words
 from stagewatch.exporters.recorder import kernel
 from stagewatch.exporters.recorder.deposit import Deposit
 from stagewatch.exporters.recorder.door import Caller, Door, is_key
-from stagewatch.exporters.recorder.follow import Follower
+from stagewatch.exporters.recorder.follow import Follower, Part
 from stagewatch.exporters.recorder.loop import Recorder
 from stagewatch.exporters.recorder.outcome import Death
 from stagewatch.exporters.recorder.vitals import Sighting
@@ -54,11 +54,13 @@ class FakeIntake:
     def resume(self, key: str) -> tuple[int, int] | None:
         return self.positions.get(key)
 
-    def take(self, key: str, records: Sequence[Record], segment: int, offset: int) -> None:
-        if error := self.fails(records):
-            raise error
-        self.taken.setdefault(key, []).extend(records)
-        self.positions[key] = (segment, offset)
+    def take(self, *parts: Part) -> None:
+        for part in parts:
+            if error := self.fails(part.records):
+                raise error
+        for part in parts:
+            self.taken.setdefault(part.key, []).extend(part.records)
+            self.positions[part.key] = (part.segment, part.offset)
 
     def close(self, key: str, page: PageReader | None, death: Death) -> None:
         if error := self.fails([]):
@@ -495,9 +497,9 @@ def test_reads_only_news(tmp_path: Path, watch: Watch, intake: FakeIntake) -> No
     """A journal is opened again only when its page says that there is more."""
     journal = write(tmp_path, f"{os.getpid()}.{start_ticks()}.aa", [1])
     watch.find(journals(tmp_path))
-    assert [watch.read(), watch.read()] == [True, False]
+    assert [watch.read() > 0, watch.read() > 0] == [True, False]
     journal.append(NameDefined(2, "more"))
-    assert [watch.read(), watch.read()] == [True, False]
+    assert [watch.read() > 0, watch.read() > 0] == [True, False]
     assert intake.numbers(journal.key) == [1, 2]
 
 
@@ -650,7 +652,7 @@ def test_no_page(tmp_path: Path, intake: FakeIntake) -> None:
     write(tmp_path, of_dead(), [1])
     page_path(tmp_path, of_dead()).write_bytes(b"x" * FRAME.size)
     follower = Follower(tmp_path, of_dead(), intake)
-    assert follower.has_news()
+    assert follower.news()
     assert follower.read()
     assert (follower.page, intake.numbers(of_dead())) == (None, [1])
     follower.forget()

@@ -216,6 +216,24 @@ def test_what_cannot_be_written_changes_nothing(tmp_path: Path, intake: Intake) 
         assert history.operations(job.run)[0].calls == 1
 
 
+def test_parts_are_taken_in_together_or_not_at_all(tmp_path: Path, intake: Intake) -> None:
+    """Where one of them fails the others have not been taken in either, and are counted once."""
+    jobs = [Job(intake, tmp_path), Job(intake, tmp_path)]
+    for job in jobs:
+        job.open()
+    before = [intake.resume(job.key) for job in jobs]
+    made = [OperationEnded(job.run, "", "x", 1, 1, 1) for job in jobs]
+    broken = MetricsCollected(0, 1, [None])  # type: ignore[list-item]
+    with pytest.raises(AttributeError):
+        intake.take(Part(jobs[0].key, made[:1], 0, 9), Part(jobs[1].key, [made[1], broken], 0, 9))
+    assert [intake.resume(job.key) for job in jobs] == before
+    intake.take(Part(jobs[0].key, made[:1], 0, 9), Part(jobs[1].key, made[1:], 0, 9))
+    intake.take(Part(jobs[0].key, made[:1], 0, 9), Part(jobs[1].key, made[1:], 0, 9))
+    assert [intake.resume(job.key) for job in jobs] == [(0, 9), (0, 9)]
+    with open_history(tmp_path, readonly=True) as history:
+        assert [history.operations(job.run)[0].calls for job in jobs] == [1, 1]
+
+
 def _scope(number: int) -> ScopeDefined:
     return ScopeDefined(number, "new", None, None)
 

@@ -49,6 +49,8 @@ class FakeIntake:
         self.closed: list[tuple[str, int | None, bool]] = []
         self.died_at: list[int | None] = []
         self.positions: dict[str, tuple[int, int]] = {}
+        self.together: list[int] = []
+        """Of how many journals it took in, each time."""
         self.fails: Callable[[Sequence[Record]], Exception | None] = lambda records: None
 
     def resume(self, key: str) -> tuple[int, int] | None:
@@ -58,6 +60,7 @@ class FakeIntake:
         for part in parts:
             if error := self.fails(part.records):
                 raise error
+        self.together.append(len(parts))
         for part in parts:
             self.taken.setdefault(part.key, []).extend(part.records)
             self.positions[part.key] = (part.segment, part.offset)
@@ -501,6 +504,39 @@ def test_reads_only_news(tmp_path: Path, watch: Watch, intake: FakeIntake) -> No
     journal.append(NameDefined(2, "more"))
     assert [watch.read() > 0, watch.read() > 0] == [True, False]
     assert intake.numbers(journal.key) == [1, 2]
+
+
+def test_journals_are_taken_in_together(tmp_path: Path, watch: Watch, intake: FakeIntake) -> None:
+    """What is new in all of them is taken in at once; who has more goes on by itself."""
+    keys = [f"{os.getpid()}.{start_ticks()}.{random}" for random in ("aa", "bb", "cc")]
+    first, *_ = (write(tmp_path, key, [1]) for key in keys)
+    many = write(tmp_path, f"{os.getpid()}.{start_ticks()}.dd", range(20_000))
+    watch.find(journals(tmp_path))
+    assert watch.read() > 1 << 17
+    assert [intake.numbers(key) for key in keys] == [[1]] * 3
+    assert intake.numbers(many.key) == list(range(20_000))
+    assert intake.together[0] == 4
+    assert set(intake.together[1:]) == {1}
+    assert watch.read(everything=True) == 0
+    first.append(NameDefined(2, "more"))
+    assert watch.read()
+    assert intake.numbers(first.key) == [1, 2]
+
+
+@pytest.mark.internal_errors
+def test_who_cannot_be_taken_in_holds_nobody_up(
+    tmp_path: Path, watch: Watch, intake: FakeIntake
+) -> None:
+    """One journal with a record that the intake cannot take: all others are taken, and its own."""
+    sick, well = (f"{os.getpid()}.{start_ticks()}.{random}" for random in ("aa", "bb"))
+    write(tmp_path, sick, [1, 2, 3])
+    write(tmp_path, well, [4, 5])
+    poison = NameDefined(2, "name 2")
+    intake.fails = lambda records: ValueError("poison") if poison in records else None
+    watch.find(journals(tmp_path))
+    watch.read()
+    assert (intake.numbers(sick), intake.numbers(well)) == ([1, 3], [4, 5])
+    assert watch.read() == 0
 
 
 def test_segments_go_away_but_the_first(tmp_path: Path, intake: FakeIntake) -> None:

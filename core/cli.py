@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from stagewatch.history import History
     from stagewatch.live_view import Look
-    from stagewatch.model import Live, Run
     from stagewatch.reading import Place
 
 _EPILOG = """\
@@ -218,16 +217,17 @@ def _run(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     import time
 
+    from stagewatch import reading
     from stagewatch.report import report, report_json, summarise
 
     with _history(_place()) as history:
         runs = history.runs(options.pipeline, options.limit)
         if not runs and options.pipeline is not None:
             raise _unknown_pipeline(options.pipeline, history.pipelines())
-        lives = _lives(history, runs)
+        lives = reading.lives(history, runs, time.time_ns())
         usual = {name: history.usual_duration(name) for name in {run.pipeline for run in runs}}
     now = time.time_ns()
-    summaries = summarise(runs, now, usual)
+    summaries = summarise(runs, now, usual, lives)
     if options.json:
         _print_json(report_json(runs, summaries, now, lives))
     elif runs:
@@ -238,11 +238,6 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
-def _lives(history: History, runs: Sequence[Run]) -> dict[str, Live]:
-    seen = ((run.run_id, history.live(run.run_id)) for run in runs if run.end is None)
-    return {run_id: live for run_id, live in seen if live is not None}
-
-
 def _unknown_pipeline(name: str, known: Sequence[str]) -> _Trouble:
     there = ", ".join(known)
     return _Trouble(f'no pipeline "{name}"' + (f"; there are {there}" if there else _NOTHING_YET))
@@ -251,6 +246,7 @@ def _unknown_pipeline(name: str, known: Sequence[str]) -> _Trouble:
 def _show(options: argparse.Namespace) -> int:
     import time
 
+    from stagewatch import reading
     from stagewatch.show import show, show_json
 
     here = _place()
@@ -263,7 +259,7 @@ def _show(options: argparse.Namespace) -> int:
         stages = history.stages(run.run_id)
         operations = history.operations(run.run_id)
         datasets = history.datasets(run.run_id)
-        live = history.live(run.run_id)
+        live = reading.lives(history, [run], time.time_ns()).get(run.run_id)
         notices = history.notices(run.run_id)
     now = time.time_ns()
     if options.json:
@@ -334,9 +330,10 @@ def _watch(options: argparse.Namespace) -> int:
 
 
 def _ship(options: argparse.Namespace) -> int:
-    """``--json``: ``destination``, ``endpoints``, ``sent``, ``pending`` and ``elsewhere``."""
+    """``--json``: ``destination``, ``endpoints``, ``sent``, ``pending``, its ``reason``, and
+    ``elsewhere``."""
     from stagewatch import reading
-    from stagewatch.exporters.recorder.sender import ship
+    from stagewatch.exporters.recorder.sending.sender import ship
     from stagewatch.exporters.state import destination
     from stagewatch.redaction import url
 
@@ -354,6 +351,7 @@ def _ship(options: argparse.Namespace) -> int:
                 "endpoints": endpoints,
                 "sent": sent,
                 "pending": pending,
+                "reason": shipped.reason or None,
                 "elsewhere": shipped.elsewhere,
             }
         )
@@ -362,7 +360,8 @@ def _ship(options: argparse.Namespace) -> int:
     if not endpoints:
         print("Nothing is sent from here: OTEL_EXPORTER_OTLP_ENDPOINT is not set.")
     elif pending:
-        print(f"Sent {sent:,} items to {where}; still pending: {_amounts(pending)}.")
+        waiting = f"{_amounts(pending)} ({shipped.reason})"
+        print(f"Sent {sent:,} items to {where}; still pending: {waiting}.")
     else:
         print(f"Sent {sent:,} items to {where}; nothing is pending.")
     for key, amounts in sorted(shipped.elsewhere.items()):

@@ -97,6 +97,9 @@ _MIGRATIONS: Final = {
     1: """
 alter table run add column last_stage text;
 alter table run add column last_operation text;
+alter table run add column ticks int not null default 0;
+alter table run add column boot_id text not null default '';
+alter table run add column pid_namespace int not null default 0;
 alter table stage add column bytes_in int not null default 0;
 alter table stage add column bytes_out int not null default 0;
 create table failure(
@@ -151,6 +154,11 @@ def connect(state: Path, *, readonly: bool = False) -> sqlite3.Connection:
     return link
 
 
+def is_current(link: sqlite3.Connection) -> bool:
+    """Whether the file is still of the version that this program knows."""
+    return bool(link.execute("pragma user_version").fetchone()[0] == VERSION)
+
+
 @contextmanager
 def transaction(link: sqlite3.Connection) -> Iterator[None]:
     """All or nothing; waits for other writers."""
@@ -187,7 +195,8 @@ def _migrate(link: sqlite3.Connection) -> None:
         link.execute(f"pragma user_version={VERSION}")
         link.execute("commit")
     except BaseException:
-        link.execute("rollback")
+        if link.in_transaction:
+            link.execute("rollback")
         raise
 
 
@@ -202,6 +211,8 @@ def _wait_for(link: sqlite3.Connection, statement: str) -> None:
         try:
             link.execute(statement)
             return
-        except sqlite3.OperationalError:
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise
             time.sleep(0.05)
     link.execute(statement)

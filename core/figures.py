@@ -19,6 +19,7 @@ from stagewatch.model import Outcome, Run
 
 SECOND: Final = 1_000_000_000
 ACTIVE: Final = "active"
+DEAD: Final = "dead"
 STYLES: Final[Mapping[str, str]] = {
     Outcome.SUCCESS: "green",
     Outcome.FAILURE: "red",
@@ -27,6 +28,7 @@ STYLES: Final[Mapping[str, str]] = {
     Outcome.CANCELLATION: "yellow",
     Outcome.SKIP: "dim",
     ACTIVE: "cyan",
+    DEAD: "bold red",
 }
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
 NOTHING: Final = "–"

@@ -24,6 +24,10 @@ _STAGE_COLUMNS: Final = tuple(Stage.__struct_fields__)
 _OPERATION_COLUMNS: Final = tuple(name for name in Operation.__struct_fields__ if name != "errors")
 _DATASET_COLUMNS: Final = tuple(Dataset.__struct_fields__)
 _KNOWN: Final = "span_id is not null"  # else only children of the run have been seen here
+_OVER: Final = (  # nobody writes to it any more; whether it has ended is not always known here
+    "(end is not null or not exists (select 1 from journal where journal.run_id = run.run_id "
+    "and not closed))"
+)
 
 
 class SpanRow(Struct, frozen=True):
@@ -207,6 +211,13 @@ class History:
         """See `measures.usual_duration`, of the last 50 runs that ended well."""
         return measures.usual_duration(self.durations(pipeline))
 
+    def first_start(self, pipeline: str, default: int) -> int:
+        """When the oldest run that is known of the pipeline began; *default* if it is none."""
+        (found,) = self.link.execute(
+            "select min(start) from run where pipeline = ?", [pipeline]
+        ).fetchone()
+        return default if found is None else min(found, default)
+
     def met_slots(self, pipeline: str, limit: int = 400) -> set[int]:
         """Scheduled times that a success or a skip has met, of the last *limit* runs."""
         rows = self.link.execute(
@@ -260,11 +271,11 @@ class History:
         file holds more than *max_bytes*, the spans of the oldest runs go too.
         """
         spans, pending = 0, 0
-        stored = "select id from run where has_spans and start < ? and end is not null "
+        stored = f"select id from run where has_spans and start < ? and {_OVER} "
         while batch := self._ids(stored + "order by start limit 20", now - round(details * 1e9)):
             spans, pending = _sum((spans, pending), self._forget_spans(batch))
         old = 0
-        expired = "select id from run where start < ? and end is not null limit 500"
+        expired = f"select id from run where start < ? and {_OVER} limit 500"
         while batch := self._ids(expired, now - round(runs * 1e9)):
             spans, pending = _sum((spans, pending), self._forget_spans(batch))
             old += len(batch)

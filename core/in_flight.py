@@ -21,6 +21,7 @@ DOING_STYLES: Final[Mapping[str, str]] = {
     Doing.RUNNING: "cyan",
     Doing.WAITING: "yellow",
     Doing.STUCK: "bold red",
+    Doing.DEAD: "bold red",
 }
 _WAITS: Final[Mapping[str, str]] = {"socket": "a socket", "child": "a child process"}
 _STALE_SECONDS: Final = 15.0
@@ -31,7 +32,7 @@ _LATE: Final = frozenset({semconv.RUN_LATE, semconv.STAGE_LATE, semconv.STAGE_SL
 
 
 def doing_word(live: Live | None) -> str:
-    """``running``, ``waiting`` or ``stuck``; ``active`` where nobody has seen it yet."""
+    """``running``, ``waiting``, ``stuck`` or ``dead``; ``active`` where nobody has seen it yet."""
     return live.doing.value if live else ACTIVE
 
 
@@ -46,6 +47,8 @@ def doing_text(live: Live | None, now: int) -> Text:
 def _doing(live: Live | None) -> Text:
     word = doing_word(live)
     text = Text(word, DOING_STYLES[word])
+    if live and live.doing is Doing.DEAD:
+        text.append(", not taken in yet")
     if live and live.doing is Doing.WAITING and (awaited := _awaited(live)):
         text.append(f" for {awaited}")
     return text
@@ -145,9 +148,9 @@ def _particulars(said: Mapping[str, Any]) -> list[str]:
 def live_json(live: Live, now: int) -> dict[str, Any]:
     """What was seen at the time ``at``; units and form as in `stagewatch.report.run_json`.
 
-    ``doing`` is running, waiting or stuck, ``since`` when it last moved; ``stages`` are the open
-    ones, each with its ``duration`` so far; ``cpu_share`` is in cores; ``throughput`` is over the
-    last 60 s. What is not known is null.
+    ``doing`` is running, waiting, stuck or dead (not taken in yet), ``since`` when it last moved;
+    ``stages`` are the open ones, each with its ``duration`` so far; ``cpu_share`` is in cores;
+    ``throughput`` is over the last 60 s. What is not known is null.
     """
     return {
         "at": iso(live.at),

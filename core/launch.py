@@ -86,7 +86,8 @@ def _prepare(
 ) -> None:  # fmt: skip
     """What is to be known and opened before. *opens_run*: the command does not do so itself."""
     from stagewatch.exporters.journal import start_ticks
-    from stagewatch.exporters.recorder import exits, start
+    from stagewatch.exporters.recorder import start
+    from stagewatch.exporters.recorder.watching import exits
 
     ticks = start_ticks()
     if is_last := start.ends_with(waits):

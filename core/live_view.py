@@ -17,6 +17,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.segment import Segment
 from rich.style import Style
 
+from stagewatch import reading
 from stagewatch.figures import (
     SECOND,
     STYLES,
@@ -59,7 +60,8 @@ class Look(Struct, frozen=True, kw_only=True):
 
     now: int
     active: tuple[Run, ...]
-    """Late ones first, then stuck ones, then the others; the oldest first among each."""
+    """Dead ones that were not taken in yet, then late ones, then stuck ones, then the others; the
+    oldest first among each."""
     lives: dict[str, Live]
     """By run id; of a very young run there is none."""
     ended: tuple[Run, ...]
@@ -71,11 +73,12 @@ def look(history: History, now: int, pipeline: str | None, *, is_complete: bool 
     """What the history knows at *now* of all pipelines, or of one."""
     active = [run for run in history.active() if pipeline in (None, run.pipeline)]
     ended = history.ended(now - round(ENDED_SECONDS * SECOND), limit=100)
-    seen = ((run.run_id, history.live(run.run_id)) for run in active)
-    lives = {run_id: live for run_id, live in seen if live is not None}
+    lives = reading.lives(history, active, now)
 
-    def trouble(run: Run) -> tuple[bool, bool, int]:
-        return lateness_of(run, now) == 0, not _is_stuck(lives.get(run.run_id)), run.start
+    def trouble(run: Run) -> tuple[bool, bool, bool, int]:
+        live = lives.get(run.run_id)
+        is_dead, is_stuck = _is(Doing.DEAD, live), _is(Doing.STUCK, live)
+        return not is_dead, lateness_of(run, now) == 0, not is_stuck, run.start
 
     return Look(
         now=now,
@@ -96,8 +99,8 @@ def look_json(seen: Look) -> dict[str, Any]:
     }
 
 
-def _is_stuck(live: Live | None) -> bool:
-    return live is not None and live.doing is Doing.STUCK
+def _is(doing: Doing, live: Live | None) -> bool:
+    return live is not None and live.doing is doing
 
 
 # --- the table ----------------------------------------------------------------------------------
@@ -237,12 +240,17 @@ class LiveTable(Struct, frozen=True):
     def _title(self, console: Console, width: int) -> Iterator[Segment]:
         seen = self.seen
         late = sum(lateness_of(run, seen.now) > 0 for run in seen.active)
-        stuck = sum(_is_stuck(live) for live in seen.lives.values())
-        parts = [Segment(f"{len(seen.active)} under way", console.get_style("bold"))]
+        stuck, dead = (
+            sum(_is(doing, live) for live in seen.lives.values())
+            for doing in (Doing.STUCK, Doing.DEAD)
+        )
+        parts = [Segment(f"{len(seen.active) - dead} under way", console.get_style("bold"))]
         if late:
             parts.append(Segment(f", {late} late", console.get_style("red")))
         if stuck:
             parts.append(Segment(f", {stuck} stuck", console.get_style("bold red")))
+        if dead:
+            parts.append(Segment(f", {dead} dead, not taken in yet", console.get_style("bold red")))
         if not seen.is_complete:
             warning = " · a recorder does not answer, this may be old"
             parts.append(Segment(warning, console.get_style("yellow")))

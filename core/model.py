@@ -174,6 +174,11 @@ class Run(Struct, frozen=True, kw_only=True):
     last_stage: str | None = None
     """Innermost stage it was in, if its process died in one."""
     last_operation: str | None = None
+    ticks: int = 0
+    """When its process started, in clock ticks since boot: who has the pid `pid` later has
+    others. This and the next two are 0 or empty where they are not known."""
+    boot_id: str = ""
+    pid_namespace: int = 0
 
 
 class Doing(StrEnum):
@@ -184,6 +189,8 @@ class Doing(StrEnum):
     """Nothing moves, but an operation is open, or it waits for a socket or a child."""
     STUCK = "stuck"
     """Nothing moves, and nothing says why."""
+    DEAD = "dead"
+    """Its process is gone, but no recorder has taken in how; only where the history is read."""
 
 
 class LiveStage(Struct, frozen=True, kw_only=True):

@@ -94,4 +94,5 @@ def process_started(opened: Opened) -> ProcessStarted:
         spans_elsewhere=opened.elsewhere,
         uptime=uptime(),
         oom_kills=oom_kills(),
+        host=os.uname().nodename,
     )

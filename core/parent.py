@@ -17,7 +17,7 @@ import signal
 import time
 from contextlib import suppress
 
-from stagewatch.exporters.recorder import exits
+from stagewatch.exporters.recorder.watching import exits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

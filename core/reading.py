@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Final
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from stagewatch.config import Config, load_or_default
+from stagewatch.exporters.journal import boot_id, pid_namespace
 from stagewatch.exporters.recorder.start import ask_to_take_in, has_living_recorder
+from stagewatch.exporters.recorder.watching import kernel
 from stagewatch.exporters.state import state_directory
+from stagewatch.history import History
+from stagewatch.model import Doing, Live, Run
 from stagewatch.safety import guarded
 
 PATIENCE: Final = 2.0
@@ -36,6 +40,33 @@ def place(environ: Mapping[str, str], directory: Path) -> Place:
         config.settings.state_dir, is_default="STAGEWATCH_STATE_DIR" not in environ
     )
     return Place(config, error.faults if error else (), state)
+
+
+def lives(history: History, runs: Collection[Run], now: int) -> dict[str, Live]:
+    """How those of *runs* that are under way were last seen, by run id, as far as they were.
+
+    A recorder that does not answer may not have said yet that a run's process is dead: here it is
+    looked at once more.
+    """
+    found: dict[str, Live] = {}
+    for run in runs:
+        live = history.live(run.run_id) if run.end is None else None
+        if run.end is None and _is_dead(run):
+            found[run.run_id] = structs.replace(
+                live or Live(at=now),
+                doing=Doing.DEAD, since=0, waits_for=None, progress=None, estimated_end=None,
+                throughput=None, cpu_share=None, memory=None, threads=None,
+            )  # fmt: skip
+        elif live is not None:
+            found[run.run_id] = live
+    return found
+
+
+def _is_dead(run: Run) -> bool:
+    """Only of a process whose pid means here what it meant there anything is known."""
+    if not run.ticks or (run.boot_id, run.pid_namespace) != (boot_id(), pid_namespace()):
+        return False
+    return kernel.tells() and not kernel.is_running(run.pid, run.ticks)
 
 
 def rooms(state: Path) -> list[Path]:

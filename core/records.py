@@ -48,6 +48,8 @@ class ProcessStarted(Struct, array_like=True, tag="P", frozen=True, gc=False):
     """`stagewatch.measures.uptime` at *start*: durations do not follow steps of the clock."""
     oom_kills: dict[str, int] = {}
     """Counters of out-of-memory kills at the start, by where they stand (a cgroup, ``vmstat``)."""
+    host: str = ""
+    """Name of the machine or container; a recorder may be in another."""
 
 
 class RunStarted(Struct, array_like=True, tag="R", frozen=True, gc=False):

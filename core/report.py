@@ -20,6 +20,7 @@ from rich.style import Style
 from rich.text import Text
 
 from stagewatch.figures import (
+    DEAD,
     NOTHING,
     SECOND,
     STYLES,
@@ -40,7 +41,7 @@ from stagewatch.figures import (
     throughput_of,
 )
 from stagewatch.in_flight import DOING_STYLES, doing_word, in_one_line, live_json
-from stagewatch.model import Live, Outcome, Run
+from stagewatch.model import Doing, Live, Outcome, Run
 
 _NARROWEST_BAR: Final = 3
 _WIDEST_BAR: Final = 20
@@ -54,7 +55,7 @@ class Summary(Struct, frozen=True, kw_only=True):
     pipeline: str
     runs: int
     outcomes: dict[str, int]
-    """Outcome, or ``active``, to number of runs."""
+    """Outcome, ``active`` or ``dead`` (not taken in yet), to number of runs."""
     late: int
     usual_duration: float | None
     """Seconds: the median the history knows; None of too few runs."""
@@ -63,7 +64,10 @@ class Summary(Struct, frozen=True, kw_only=True):
 
 
 def summarise(
-    runs: Sequence[Run], now: int, usual: Mapping[str, float | None]
+    runs: Sequence[Run],
+    now: int,
+    usual: Mapping[str, float | None],
+    lives: Mapping[str, Live] = {},
 ) -> tuple[Summary, ...]:
     """One `Summary` per pipeline, in order of appearance in `runs` (newest first).
 
@@ -76,7 +80,8 @@ def summarise(
     for pipeline, shown in by_pipeline.items():
         outcomes: dict[str, int] = {}
         for run in shown:
-            outcomes[outcome_word(run)] = outcomes.get(outcome_word(run), 0) + 1
+            word = DEAD if _is_dead(lives.get(run.run_id)) else outcome_word(run)
+            outcomes[word] = outcomes.get(word, 0) + 1
         successes = [run.end for run in shown if run.outcome is Outcome.SUCCESS and run.end]
         summaries.append(
             Summary(
@@ -89,6 +94,10 @@ def summarise(
             )
         )
     return tuple(summaries)
+
+
+def _is_dead(live: Live | None) -> bool:
+    return live is not None and live.doing is Doing.DEAD
 
 
 class RunsTable(Struct, frozen=True):
@@ -202,7 +211,7 @@ def run_json(run: Run, now: int, live: Live | None = None) -> dict[str, Any]:
         "run_id": run.run_id,
         "trace_id": run.trace_id.hex(),
         "pipeline": run.pipeline,
-        "active": run.end is None,
+        "active": run.end is None and not _is_dead(live),
         "outcome": run.outcome.value if run.outcome else None,
         "start": iso(run.start),
         "end": iso(run.end),

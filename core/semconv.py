@@ -274,13 +274,14 @@ PROGRESS: Final = Metric(
     "pipeline.run.progress",
     "gauge",
     "1",
-    "Share of the expected records, else of the usual duration, that a run has behind it.",
+    "Share of the expected records, else of the usual duration, that a run has behind it: 1 after "
+    "a success, no longer sent after another end.",
 )
 ESTIMATED_END: Final = Metric(
     "pipeline.run.estimated_end.timestamp",
     "gauge",
     "s",
-    "When the run under way will end, judged by past runs.",
+    "When the run under way will end, judged by past runs; only while one is.",
 )
 STAGE_CPU: Final = Metric(
     "pipeline.stage.cpu.time", "counter", "s", "CPU time while a stage ran.", (STAGE_NAME,)

@@ -41,7 +41,7 @@ from stagewatch.in_flight import (
     where,
     whole_percent,
 )
-from stagewatch.model import Dataset, Live, Notice, Operation, Outcome, Run, Stage
+from stagewatch.model import Dataset, Doing, Live, Notice, Operation, Outcome, Run, Stage
 from stagewatch.report import run_json
 from stagewatch.semconv import RUN_STARTED, STACKTRACE
 from stagewatch.stage_table import error_ratio, stage_table, throughput
@@ -71,6 +71,8 @@ def show(
     *live*: of a run under way, as far as it was seen; *notices*: what was said while it ran.
     """
     live = live if run.end is None else None
+    if live and live.doing is Doing.DEAD:
+        now = live.at  # nobody knows more
     most = None if everything else MOST_SPANS
     lines = tree(run, spans, stages, operations, now=now, live=live, most=most)
     end = run.end if run.end is not None else now
@@ -102,7 +104,8 @@ def _header(run: Run, live: Live | None, now: int) -> RenderableType:
         title.append(f" ({plain(run.error_type)})")
     if run.attempt > 1:
         title.append(f"  attempt {run.attempt}")
-    took = duration(seconds_of(run, now)) + (" so far" if run.end is None else "")
+    is_going_on = run.end is None and not (live and live.doing is Doing.DEAD)
+    took = duration(seconds_of(run, now)) + (" so far" if is_going_on else "")
     facts: list[tuple[str, str | Text]] = [
         ("run", run.run_id),
         ("trace", run.trace_id.hex()),

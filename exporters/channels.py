@@ -34,14 +34,16 @@ class Reply(Struct, frozen=True):
     rejected: int = 0
     """Items of an accepted request that the backend did not take."""
     reason: str = ""
-    """Status or type of error, for a log."""
+    """Why it was not accepted, in a few words for people: nothing of settings or answer in them."""
 
 
 class Channel:
     """Carries the requests of one signal. Made by `open_channel`; never raises."""
 
-    def __init__(self, exporter: Any, signal: str) -> None:
+    def __init__(self, exporter: Any, signal: str, fault: str = "") -> None:
+        """*fault*: why there is no exporter; all is refused then."""
         self._exporter = exporter
+        self._fault = fault
         self._signal = signal
         self._changing = threading.Lock()
         self._is_hurried = False
@@ -57,7 +59,7 @@ class Channel:
         try:
             return self._carry_once(request) if once else self._carry(request)
         except Exception as error:
-            return Reply(False, reason=type(error).__name__)
+            return Reply(False, reason=self._fault or _words(error))
         finally:
             _quiet.threads.discard(threading.get_ident())
             context.detach(token)
@@ -99,6 +101,22 @@ class Channel:
         raise NotImplementedError
 
 
+def _words(error: object) -> str:
+    """What the system says is at the bottom of *error*, else its type."""
+    waiting, seen = [error], set[int]()
+    while waiting:
+        one = waiting.pop()
+        if not isinstance(one, BaseException) or id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, TimeoutError) or "Timeout" in type(one).__name__:
+            return "no answer in time"
+        if isinstance(one, OSError) and one.errno and one.strerror and not one.filename:
+            return one.strerror.lower().removeprefix("[ssl: certificate_verify_failed] ")
+        waiting += [*one.args, one.__cause__, one.__context__, getattr(one, "reason", None)]
+    return type(error).__name__
+
+
 class _Http(Channel):
     answer: bytes = b""
     session: Any = None
@@ -128,7 +146,7 @@ class _Http(Channel):
         if result.success:
             return Reply(True, rejected=_rejected(self._signal, self.answer))
         status = result.status_code
-        reason = str(status) if status else type(result.error).__name__
+        reason = f"HTTP {status}" if status else _words(result.error)
         return Reply(False, is_bad=status in _BAD_REQUEST, reason=reason)
 
     def keep_answer(self, response: Any, **_: Any) -> None:
@@ -150,7 +168,7 @@ class _Grpc(Channel):
         if result.name == "SUCCESS":
             return Reply(True, rejected=_rejected_of(self._signal, stub.answer))
         code = stub.code
-        return Reply(False, is_bad=code in _BAD_CALL, reason=code)
+        return Reply(False, is_bad=code in _BAD_CALL, reason=f"gRPC {code}")
 
 
 class _Stub:

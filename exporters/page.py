@@ -107,9 +107,7 @@ class Words:
     DROPPED_ERROR: Final = 3
     OVERHEAD: Final = 4
     """Nanoseconds of CPU that our start-up and our exit handler took."""
-    LAST_ACTIVITY: Final = 5
-    """Nanoseconds since the epoch."""
-    HELD: Final = 6
+    HELD: Final = 5
     """1: the process holds its page (`stagewatch.exporters.life`) for as long as it lives."""
     USED: Final = 7
     """Bytes of the page, from its begin, in which anything is ever stored; 0: any."""
@@ -247,6 +245,7 @@ class OpenThread(NamedTuple):
     stages: tuple[int, ...]
     """Offsets of the cells of its open stages, outermost first; 0 where a stage had no cell."""
     since: int
+    """When one of them last began or ended, nanoseconds since the epoch."""
     operation: int
     """Number of the open operation's name (`NameDefined`), 0 if none."""
     operation_start: int
@@ -278,6 +277,10 @@ class PageReader:
     def checksum(self) -> int:
         """Of all that is stored here: changes with anything that its process does."""
         return zlib.crc32(self._buffer[: self.word(Words.USED) or SIZE])
+
+    def last_activity(self) -> int:
+        """When a stage last began or ended, ns since the epoch; 0 if none ever did."""
+        return max((thread.since for thread in self.threads()), default=0)
 
     def cell(self, kind: str, offset: int) -> dict[str, int] | None:
         """Fields by name, or None if nothing was ever stored there."""

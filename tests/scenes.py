@@ -12,10 +12,10 @@ import pytest
 
 from stagewatch import measures, records, semconv
 from stagewatch.exporters.page import SIZE, PageReader, PageWriter
-from stagewatch.exporters.recorder.follow import Part
 from stagewatch.exporters.recorder.ingest import Intake
-from stagewatch.exporters.recorder.outcome import Death
-from stagewatch.exporters.recorder.vitals import Sighting
+from stagewatch.exporters.recorder.watching.follow import Part
+from stagewatch.exporters.recorder.watching.outcome import Death
+from stagewatch.exporters.recorder.watching.vitals import Sighting
 
 SECOND = 1_000_000_000
 START = 1_795_262_400 * SECOND

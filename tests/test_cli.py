@@ -236,11 +236,14 @@ def test_ship_what_an_outage_left_behind(tmp_path: Path) -> None:
         receiver.refuse()
         away = stagewatch(state, "ship", "--timeout", "5", **settings)
         assert away.returncode == 1, away.stderr
-        assert "still pending: 3 traces" in away.stdout
+        assert "still pending: 3 traces (connection refused)." in away.stdout
+        away = stagewatch(state, "ship", "--timeout", "5", "--json", **settings)
+        assert json.loads(away.stdout)["reason"] == "connection refused"
         receiver.serve()
         back = stagewatch(state, "ship", "--json", **settings)
         found = json.loads(back.stdout)
         assert (back.returncode, found["pending"], found["elsewhere"]) == (0, {}, {})
+        assert found["reason"] is None
         assert found["destination"] == key
         receiver.wait_for(lambda r: len(r.spans) == 3, timeout=10)
         assert {got.name for got in receiver.spans} == {"call 5", "call 6", "call 7"}

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from stagewatch.exporters.recorder import details
 from stagewatch.exporters.recorder.ingest import Intake
+from stagewatch.exporters.recorder.intake import details
 from stagewatch.history import open_history
 from stagewatch.records import ScopeDefined
 from tests.scenes import FAILED, OK, SECOND, START, Job, environment

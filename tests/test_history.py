@@ -163,6 +163,21 @@ def test_retention_takes_spans_first_and_runs_later(
         history.run(old.run)
 
 
+def test_retention_of_runs_opened_elsewhere(
+    tmp_path: Path, intake: Intake, history: History
+) -> None:
+    """Nobody here ever says that they end: they go when no process writes to them any more."""
+    for dies in (True, False):
+        joined = Job(intake, tmp_path, start=START - 500 * DAY, opens=False)
+        joined.put(joined.span_ended("x"))
+        if dies:
+            joined.dies()
+    with open_history(tmp_path) as writer:
+        assert writer.prune(START) == (1, 1, 0)
+    rows = history.link.execute("select run_id, has_spans from run").fetchall()
+    assert rows == [(joined.run, 1)]
+
+
 def test_retention_by_size(tmp_path: Path, intake: Intake, history: History) -> None:
     """While the file is too large the oldest spans go, and the runs stay."""
     for number in range(30):

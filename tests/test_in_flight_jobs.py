@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,6 +68,7 @@ def test_a_job_in_flight_is_shown(jobs: Jobs) -> None:
     with in_flight(jobs) as process:
         found = seen(jobs, "show", "last")
         assert found["run"]["active"]
+        assert found["run"]["host"] == socket.gethostname()
         (stage,) = found["run"]["live"]["stages"]
         assert (stage["name"], stage["records_out"], stage["pid"]) == ("load", 30, process.pid)
         assert found["run"]["records_out"] == 37
@@ -129,3 +131,31 @@ def test_a_recorder_that_does_not_answer_is_said(jobs: Jobs) -> None:
         finally:
             for pid in pids:
                 os.kill(pid, signal.SIGCONT)
+
+
+def test_dead_is_never_active(jobs: Jobs) -> None:
+    """Where a recorder does not answer, a run that died meanwhile is dead, and not taken in yet."""
+    with in_flight(jobs) as process:
+        seen(jobs, "report")
+        stopped = recorders(jobs)
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        assert json.loads(stagewatch(jobs.state, "report", "--json").stdout)["runs"][0]["active"]
+        process.kill()
+        process.wait()
+        said = stagewatch(jobs.state, "show", "last")
+        assert said.stdout.splitlines()[0] == "etl  dead, not taken in yet"
+        assert "doing    load\n" in said.stdout
+        assert "so far" not in said.stdout and "running" not in said.stdout
+        assert said.stderr == "stagewatch: a recorder does not answer: this may be old\n"
+        (run,) = json.loads(stagewatch(jobs.state, "report", "--json").stdout)["runs"]
+        assert (run["active"], run["outcome"], run["live"]["doing"]) == (False, None, "dead")
+        report = stagewatch(jobs.state, "report").stdout
+        assert "etl: 1 run, 1 dead" in report and "dead, not taken in yet in load" in report
+        once = stagewatch(jobs.state, "watch").stdout.splitlines()
+        assert once[0].startswith("0 under way, 1 dead, not taken in yet")
+        assert once[2].split()[2:4] == ["dead", "load"]
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+        (found,) = jobs.runs()
+        assert (found.error_type, found.wait_status) == ("killed", signal.SIGKILL)

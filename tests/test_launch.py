@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from stagewatch.exporters.recorder import exits, take_in_all
-from stagewatch.exporters.recorder.kernel import is_running
-from stagewatch.exporters.recorder.watch import journals
+from stagewatch.exporters.recorder import take_in_all
+from stagewatch.exporters.recorder.watching import exits
+from stagewatch.exporters.recorder.watching.kernel import is_running
+from stagewatch.exporters.recorder.watching.watch import journals
 from stagewatch.model import Outcome
 from stagewatch.program import Program, command
 from tests.jobs import BIN, Jobs, end_recorders, wait_for

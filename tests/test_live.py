@@ -10,9 +10,9 @@ import pytest
 
 from stagewatch import measures, semconv
 from stagewatch.database import connect
-from stagewatch.exporters.page import LAYOUTS, Words
+from stagewatch.exporters.page import LAYOUTS
 from stagewatch.exporters.recorder.ingest import Intake
-from stagewatch.exporters.recorder.vitals import Vitals
+from stagewatch.exporters.recorder.watching.vitals import Vitals
 from stagewatch.history import open_history
 from stagewatch.model import DeclaredStage, Doing, Live, Pipeline, Run, Sla
 from stagewatch.records import NameDefined, TallyDefined
@@ -60,11 +60,20 @@ def test_ticks_show_that_a_run_is_alive_and_late(
     """Heartbeat, last activity and lateness, as gauges, while it is under way."""
     job = Job(intake, tmp_path)
     job.open(deadline=START + 60 * SECOND)
-    job.page().set(Words.LAST_ACTIVITY, START + 80 * SECOND)
+    slot = job.page().thread_slot(7)
+    assert slot is not None
+    slot.show_stages([], START + 80 * SECOND)
     looks.at(90, job)
     assert gauge(tmp_path, semconv.HEARTBEAT.name) == START / SECOND + 90
     assert gauge(tmp_path, semconv.LAST_ACTIVITY.name) == START / SECOND + 80
     assert gauge(tmp_path, semconv.LATENESS.name) == 30.0
+    for second in (100, 110):
+        job.page().run.store(7, 0, 0, 0, 0, 0, 1)
+        looks.at(second, job)
+    assert gauge(tmp_path, semconv.LAST_ACTIVITY.name) == START / SECOND + 100
+    job.stage_ended(job.stage("load", 100.0), 5.0)
+    looks.at(120, job)
+    assert gauge(tmp_path, semconv.LAST_ACTIVITY.name) == START / SECOND + 105
 
 
 def test_ticks_show_records_so_far_and_their_rate(
@@ -205,6 +214,38 @@ def test_progress_by_past_runs(tmp_path: Path, intake: Intake, looks: Looks) -> 
     assert gauge(tmp_path, semconv.ESTIMATED_END.name) == START / SECOND + 110
     looks.at(111, job)
     assert live(tmp_path, job).estimated_end is None
+    assert gauge(tmp_path, semconv.ESTIMATED_END.name) is None
+
+
+@pytest.mark.parametrize(("status", "progress"), [(0, 1.0), (KILLED, None)])
+def test_forecasts_end_with_the_run(
+    tmp_path: Path, intake: Intake, looks: Looks, status: int, progress: float | None
+) -> None:
+    """After a success all is behind it; else nothing is said of how far, and when, any more."""
+    past_runs(tmp_path, intake, 90, 100, 110)
+    assert gauge(tmp_path, semconv.PROGRESS.name) is None
+    job = Job(intake, tmp_path)
+    job.open()
+    looks.at(50, job)
+    assert gauge(tmp_path, semconv.PROGRESS.name) == 0.5
+    assert gauge(tmp_path, semconv.ESTIMATED_END.name) is not None
+    job.dies(status, at=60.0)
+    assert gauge(tmp_path, semconv.PROGRESS.name) == progress
+    assert gauge(tmp_path, semconv.ESTIMATED_END.name) is None
+    job = Job(intake, tmp_path, start=START + 200 * SECOND)
+    job.open()
+    assert gauge(tmp_path, semconv.PROGRESS.name) is None
+
+
+def test_forecasts_of_a_newer_run_go_on(tmp_path: Path, intake: Intake, looks: Looks) -> None:
+    """The end of an older run of the pipeline does not take them away."""
+    past_runs(tmp_path, intake, 90, 100, 110)
+    old, new = Job(intake, tmp_path, start=START - 10 * SECOND), Job(intake, tmp_path)
+    old.open()
+    new.open()
+    looks.at(50, old, new)
+    old.dies(KILLED, at=60.0)
+    assert gauge(tmp_path, semconv.PROGRESS.name) == 0.5
 
 
 def test_progress_by_expected_records(tmp_path: Path, intake: Intake, looks: Looks) -> None:
@@ -271,6 +312,22 @@ def test_a_death_after_the_clock_was_set(tmp_path: Path, intake: Intake, looks: 
         with open_history(tmp_path, readonly=True) as history:
             ends.append({(span.end - START) // SECOND for span in history.spans(job.run)})
     assert ends == [{30}, {5000}, {5000}]
+
+
+def test_a_death_nobody_saw(tmp_path: Path, intake: Intake) -> None:
+    """A journal's time on disk lags behind it: the run does not end before its newest record."""
+    job = Job(intake, tmp_path)
+    job.open()
+    job.stage_ended(job.stage("load", 10.0), 20.0)
+    job.dies(None, at=5.0)
+    assert run_of(tmp_path, job).end == START + 30 * SECOND
+    other = Job(intake, tmp_path)
+    other.open()
+    slot = other.page().thread_slot(7)
+    assert slot is not None
+    slot.show_stages([], START + 40 * SECOND)
+    other.dies(None, at=5.0)
+    assert run_of(tmp_path, other).end == START + 40 * SECOND
 
 
 def test_the_newest_of_concurrent_runs_is_shown(

@@ -332,6 +332,31 @@ def test_leaving_puts_the_terminal_in_order(state: Path, how: str, status: int) 
         assert termios.tcgetattr(shown.theirs) == shown.before
 
 
+def test_stopped_and_continued(state: Path) -> None:
+    """Ctrl-Z gives the terminal back as it was; `fg` shows the view again."""
+    with screen(state) as shown:
+        shown.wait_for("4 under way")
+        for _ in range(2):
+            shown.process.send_signal(signal.SIGTSTP)
+            wait_for(lambda: (shown.read(), is_stopped(shown))[1])
+            shown.read()
+            assert shown.text.endswith("\x1b[?25h\x1b[?1049l")
+            assert shown.text.rindex("\x1b[?1049l") > shown.text.rindex("\x1b[?1049h")
+            assert termios.tcgetattr(shown.theirs) == shown.before
+            shown.text = ""
+            shown.process.send_signal(signal.SIGCONT)
+            shown.wait_for("\x1b[?1049h")
+            shown.wait_for("4 under way")
+        assert leave(shown, "q") == 0
+        assert shown.text.rindex("\x1b[?1049l") > shown.text.rindex("\x1b[?1049h")
+        assert termios.tcgetattr(shown.theirs) == shown.before
+
+
+def is_stopped(shown: Screen) -> bool:
+    stat = Path(f"/proc/{shown.process.pid}/stat").read_text()
+    return stat.rpartition(")")[2].split()[0] == "T"
+
+
 def test_the_view_follows_the_history(state: Path) -> None:
     """Runs come and go while one looks; other keys than `q` do nothing."""
     with screen(state) as shown:

@@ -10,9 +10,9 @@ import pytest
 
 from stagewatch import semconv
 from stagewatch.database import PENDING
-from stagewatch.exporters.recorder import notices
 from stagewatch.exporters.recorder.ingest import Intake
-from stagewatch.exporters.recorder.vitals import Vitals
+from stagewatch.exporters.recorder.judging import notices
+from stagewatch.exporters.recorder.watching.vitals import Vitals
 from stagewatch.history import open_history
 from stagewatch.model import DeclaredStage, Escalation, Notice, Outcome, Pipeline, Role, Sla
 from stagewatch.records import LogEmitted, NameDefined, SpanEnded, decode
@@ -329,6 +329,21 @@ def test_a_new_recorder_is_no_sign_of_life(tmp_path: Path, intake: Intake, looks
     looks.at(60, job)
     again.stop(0.0)
     assert names(tmp_path, job) == ["run stuck", "run resumed"]
+
+
+def test_time_that_nobody_watched_as_a_delta(tmp_path: Path) -> None:
+    """Its point covers just that time."""
+    delta = {**ENVIRONMENT, "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE": "delta"}
+    for intake in scenes.intake(tmp_path, delta):
+        job = Job(intake, tmp_path)
+        job.open()
+        intake.unwatched(job.key, 60.0, START + 90 * SECOND)
+        (point,) = intake._link.execute(
+            "select start, end, value from delta join instrument on instrument.id = instrument "
+            "where name = ?",
+            [semconv.UNWATCHED.name],
+        )
+        assert point == (START + 30 * SECOND, START + 90 * SECOND, 60.0)
 
 
 def test_a_worker_that_dies(tmp_path: Path, intake: Intake, looks: Looks) -> None:

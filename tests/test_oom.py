@@ -15,13 +15,13 @@ import pytest
 from stagewatch.exporters import journal, state
 from stagewatch.exporters.journal import VMSTAT, oom_count, oom_counters, oom_kills, pid_namespace
 from stagewatch.exporters.page import PageReader
-from stagewatch.exporters.recorder import shortage as shortage_module
-from stagewatch.exporters.recorder.follow import Part
-from stagewatch.exporters.recorder.observer import Process
-from stagewatch.exporters.recorder.outcome import Death
-from stagewatch.exporters.recorder.shortage import Shortage
-from stagewatch.exporters.recorder.vitals import Sighting
-from stagewatch.exporters.recorder.watch import Watch, journals
+from stagewatch.exporters.recorder.watching import shortage as shortage_module
+from stagewatch.exporters.recorder.watching.follow import Part
+from stagewatch.exporters.recorder.watching.observer import Process
+from stagewatch.exporters.recorder.watching.outcome import Death
+from stagewatch.exporters.recorder.watching.shortage import Shortage
+from stagewatch.exporters.recorder.watching.vitals import Sighting
+from stagewatch.exporters.recorder.watching.watch import Watch, journals
 from stagewatch.model import Outcome
 from tests.jobs import Jobs, end_recorders, wait_for
 
@@ -146,6 +146,9 @@ class Deaths:
     def tick(self, sightings: Mapping[str, Sighting], now: int) -> None: ...
 
     def is_busy(self) -> bool:
+        return False
+
+    def is_outdated(self) -> bool:
         return False
 
     def stop(self, timeout: float) -> None: ...

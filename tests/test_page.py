@@ -49,7 +49,7 @@ def test_header_and_words(page: PageWriter, tmp_path: Path) -> None:
     page.set(Words.JOURNAL_POSITION, 1 << 40)
     found = read(tmp_path)
     assert (found.pid, found.ticks, found.pid_namespace) == (os.getpid(), 77, 4026531836)
-    assert [found.word(number) for number in range(6)] == [1 << 40, 0, 0, 0, 5, 0]
+    assert [found.word(number) for number in range(5)] == [1 << 40, 0, 0, 0, 5]
 
 
 @pytest.mark.parametrize("kind", LAYOUTS)
@@ -87,7 +87,7 @@ def test_checksum_tells_of_every_store(page: PageWriter, tmp_path: Path) -> None
         seen.append(read(tmp_path).checksum())
         return seen[-1] not in seen[:-1]
 
-    page.set(Words.LAST_ACTIVITY, 5)
+    page.set(Words.OVERHEAD, 5)
     assert has_changed()
     made(page.thread_slot(1)).show_stages([], 7)
     assert has_changed()
@@ -147,6 +147,7 @@ def test_operation_where_stores_are_system_calls(tmp_path: Path) -> None:
     slot.show_stages([100], 5)
     slot.operation[0] = 3
     assert list(read(tmp_path).threads()) == [OpenThread(11, (100,), 5, 0, 0)]
+    assert read(tmp_path).last_activity() == 5
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * SIZE, bytes(SIZE)])
@@ -268,7 +269,7 @@ import re, sys
 from pathlib import Path
 from stagewatch.exporters.page import PageWriter, Words
 page = PageWriter(Path(sys.argv[1]), 1, 1)
-page.set(Words.LAST_ACTIVITY, 42)
+page.set(Words.OVERHEAD, 42)
 print("go", flush=True)
 re.match(r"(a+)+$", "a" * 40 + "b")
 """
@@ -277,7 +278,7 @@ re.match(r"(a+)+$", "a" * 40 + "b")
         assert process.stdout is not None
         process.stdout.readline()
         time.sleep(0.2)
-        assert read(tmp_path).word(Words.LAST_ACTIVITY) == 42
+        assert read(tmp_path).word(Words.OVERHEAD) == 42
         assert process.poll() is None
         process.kill()
 

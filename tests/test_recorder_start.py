@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ from typing import TypeVar
 import pytest
 
 from stagewatch import semconv
-from stagewatch.database import connect
+from stagewatch.database import VERSION, connect
 from stagewatch.exporters.recorder import start, take_in_all
 from stagewatch.exporters.recorder.spawn import recorder_environment
 from stagewatch.history import open_history
@@ -340,6 +341,61 @@ def test_terminated_recorder_keeps_the_rest(place: Place) -> None:
     job.communicate(b"\n", timeout=30)
     assert sorted(status or 0 for status in place.statuses(2).values()) == [0, 3 << 8]
     assert spans(place) == 20
+
+
+def test_terminated_while_asked(place: Place) -> None:
+    """SIGTERM and somebody's question at the same moment: it answers, and ends."""
+    job = place.start("Job().announce(); sys.stdin.readline(); os._exit(3)")
+    eventually(place.runs)
+    (recorder,) = place.recorders()
+    os.kill(recorder, signal.SIGSTOP)
+    with socket.socket(socket.AF_UNIX) as asking:
+        asking.connect(str(place.room / "sock"))
+        asking.send(start.SYNC)
+        os.kill(recorder, signal.SIGTERM)
+        os.kill(recorder, signal.SIGCONT)
+        asking.settimeout(20)
+        assert asking.recv(len(start.SYNCED)) == start.SYNCED
+    eventually(lambda: not place.recorders())
+    job.communicate(b"\n", timeout=30)
+
+
+def test_room_that_was_deleted(place: Place) -> None:
+    """A recorder whose room is gone leaves; the run it watched is ended by the next one."""
+    job = place.start("Job().announce(); sys.stdin.readline(); os._exit(3)")
+    eventually(place.runs)
+    shutil.rmtree(place.room)
+    eventually(lambda: not place.recorders() and not place.recorders(keeper=True))
+    job.communicate(b"\n", timeout=30)
+    place.run("Job().announce(); os._exit(0)")
+    runs = place.closed(2)
+    assert runs[job.pid].error_type == "unknown"
+    assert not (place.state / "recorder.log").exists()
+
+
+def test_history_that_a_newer_version_took_over(place: Place) -> None:
+    """A recorder that was upgraded under its feet leaves, and so the next is of the new version."""
+    job = place.start("Job().announce(); sys.stdin.readline()")
+    eventually(place.runs)
+    with contextlib.closing(connect(place.state)) as link:
+        link.execute(f"pragma user_version={VERSION + 1}")
+    eventually(lambda: not place.recorders() and not place.recorders(keeper=True))
+    assert "newer stagewatch" in read(place.state / "recorder.log")
+    job.communicate(b"\n", timeout=30)
+
+
+def test_too_few_descriptors(place: Place) -> None:
+    """Who cannot be watched for want of descriptors is taken in later; the recorder lives on."""
+    few = (40, 40)
+    code = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, {few}); Job().announce()"
+    place.run(code)
+    place.closed(1)
+    (recorder,) = place.recorders()
+    job = place.start("print_json(fleet(20, lambda number: sys.stdin.readline()))")
+    eventually(lambda: len(os.listdir(f"/proc/{recorder}/fd")) == few[0])
+    job.communicate(b"\n", timeout=60)
+    assert {run.outcome for run in place.closed(21).values()} <= {Outcome.SUCCESS, Outcome.ERROR}
+    assert place.recorders() == [recorder]
 
 
 def test_leaves_when_idle(place: Place) -> None:

@@ -18,9 +18,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from stagewatch.database import connect
 from stagewatch.exporters.channels import open_channel
-from stagewatch.exporters.recorder import outbox, sender, series
 from stagewatch.exporters.recorder.ingest import Intake
-from stagewatch.exporters.recorder.sender import Turn, ship
+from stagewatch.exporters.recorder.sending import outbox, sender, series
+from stagewatch.exporters.recorder.sending.sender import Turn, ship
 from stagewatch.exporters.state import destination
 from stagewatch.history import open_history
 from stagewatch.records import (
@@ -305,6 +305,7 @@ def test_what_may_be_mended_is_kept(tmp_path: Path, made: Make, status: int) -> 
         whole_run(intake, tmp_path)
         shipped = ship(tmp_path, settings_for(receiver), 5.0)
         assert (shipped.sent, shipped.pending["traces"]) == (0, 3)
+        assert shipped.reason == f"HTTP {status}"
         receiver.serve()
         assert ship(tmp_path, settings_for(receiver), 10.0).pending == {}
 
@@ -319,6 +320,7 @@ def test_shipping_stops_at_the_first_refusal(
     shipped = ship(tmp_path, settings_for(receiver), 30.0)
     assert time.monotonic() - began < 5
     assert (shipped.sent, shipped.pending["traces"], shipped.elsewhere) == (0, 3, {})
+    assert shipped.reason in ("connection refused", "gRPC UNAVAILABLE")
 
 
 def test_shipping_gives_up_in_time(tmp_path: Path, receiver: OtlpReceiver, made: Make) -> None:
@@ -326,8 +328,9 @@ def test_shipping_gives_up_in_time(tmp_path: Path, receiver: OtlpReceiver, made:
     whole_run(made(receiver, sends=False), tmp_path)
     receiver.hang()
     began = time.monotonic()
-    ship(tmp_path, settings_for(receiver), 1.0)
+    shipped = ship(tmp_path, settings_for(receiver), 1.0)
     assert time.monotonic() - began < 6
+    assert shipped.reason in ("no answer in time", "gRPC DEADLINE_EXCEEDED")
 
 
 def test_other_destinations_are_named(tmp_path: Path, made: Make) -> None:
@@ -488,7 +491,7 @@ def _broken(*_: object) -> None:
 def test_one_sender_per_destination(tmp_path: Path) -> None:
     """The right to send is exclusive among processes, and ends with them."""
     program = (
-        "import sys, pathlib; from stagewatch.exporters.recorder.sender import Turn\n"
+        "import sys, pathlib; from stagewatch.exporters.recorder.sending.sender import Turn\n"
         "turn = Turn(pathlib.Path(sys.argv[1]), 'k'); print(turn.take(), flush=True)\n"
         "sys.stdin.read()"
     )

@@ -11,10 +11,10 @@ from msgspec import msgpack
 
 from stagewatch import semconv
 from stagewatch.exporters.page import LAYOUTS
-from stagewatch.exporters.recorder import increments
-from stagewatch.exporters.recorder.increments import Increment
 from stagewatch.exporters.recorder.ingest import Intake
-from stagewatch.exporters.recorder.totals import LABEL_LIMITS
+from stagewatch.exporters.recorder.intake import increments
+from stagewatch.exporters.recorder.intake.increments import Increment
+from stagewatch.exporters.recorder.intake.totals import LABEL_LIMITS
 from stagewatch.measures import DURATION_BUCKETS
 from stagewatch.model import Outcome
 from stagewatch.records import (

@@ -18,10 +18,10 @@ from stagewatch import semconv
 from stagewatch.config import Settings
 from stagewatch.exporters.journal import start_ticks
 from stagewatch.exporters.page import LAYOUTS, SIZE, PageReader, PageWriter
-from stagewatch.exporters.recorder import proc, stack, stillness, with_psutil
-from stagewatch.exporters.recorder.kinship import Kinship
-from stagewatch.exporters.recorder.observer import Observer, Process, Reader, Seen
-from stagewatch.exporters.recorder.stillness import Stillness, waits_for
+from stagewatch.exporters.recorder.watching import proc, stack, stillness, with_psutil
+from stagewatch.exporters.recorder.watching.kinship import Kinship
+from stagewatch.exporters.recorder.watching.observer import Observer, Process, Reader, Seen
+from stagewatch.exporters.recorder.watching.stillness import Stillness, waits_for
 from stagewatch.model import Notice
 from tests.jobs import Jobs, wait_for
 
@@ -184,6 +184,16 @@ def test_who_lost_its_parent_is_asked_again() -> None:
         assert proc.parents({process.pid: 1})[process.pid] == 1
 
 
+def test_who_is_no_longer_watched_is_forgotten(page: Page) -> None:
+    """Not everybody's death is seen by a look at the process."""
+    who = process_of(os.getpid())
+    eyes = observer()
+    eyes.look({who: [page.read()]})
+    assert eyes.knows(who)
+    eyes.look({})
+    assert not eyes.knows(who)
+
+
 def test_child_counts_for_its_parent(page: Page) -> None:
     """What a child burns that journals nothing is its parent's; a watched one counts for itself."""
     burning = "sum(range(10**9))"
@@ -272,6 +282,14 @@ def until_still(eyes: Observer, watched: Mapping[Process, list[PageReader]], who
             f"import subprocess; {READY} subprocess.run(['sleep', '60'])", "child", id="child"
         ),
         pytest.param(f"import os; r, w = os.pipe(); {READY} os.read(r, 1)", "socket", id="pipe"),
+        pytest.param(
+            f"import os; terminal, _ = os.openpty(); {READY} os.read(terminal, 1)",
+            "unreadable",
+            id="terminal",
+        ),
+        pytest.param(
+            f"import os; event = os.eventfd(0); {READY} os.read(event, 8)", "unreadable", id="event"
+        ),
         pytest.param(
             "import threading, os; r, w = os.pipe();"
             f"threading.Thread(target=os.read, args=(r, 1)).start(); {READY}",
@@ -424,6 +442,37 @@ def test_py_spy_that_fails_or_hangs(
             seen = until_still(eyes, {who: [page.read()]}, who)
             assert (seen.waits_for, seen.stack) == (None, None)
     assert calls.read_text() == "x\n"
+
+
+def fake_py_spy(directory: Path, output: str) -> str:
+    """A py-spy that says *output*."""
+    (directory / "output").write_text(output)
+    fake = directory / "py-spy"
+    fake.write_text(f"#!/bin/sh\nexec cat {directory}/output\n")
+    fake.chmod(0o700)
+    return str(fake)
+
+
+def dumped(py_spy: str) -> str | None:
+    dump = stack.StackDump(py_spy, os.getpid())
+    wait_for(dump.is_done)
+    return dump.text()
+
+
+def test_stack_of_very_many_threads(tmp_path: Path) -> None:
+    """More than a pipe holds, and than anybody wants to read: the first threads are enough."""
+    threads = "".join(f'Thread {n} (idle): "t"\n    wait (threading.py:{n})\n' for n in range(9999))
+    found = dumped(fake_py_spy(tmp_path, f"Process 1: python etl.py\nPython v3.11.7\n\n{threads}"))
+    assert found is not None
+    assert found.startswith('Thread 0 (idle): "t"\n    wait (threading.py:0)\nThread 1 ')
+
+
+def test_command_line_that_looks_like_a_stack(tmp_path: Path) -> None:
+    """Nothing of it comes with the stack, whatever it says."""
+    command = "python etl.py --name Thread pool --password x"
+    thread = 'Thread 7 (idle): "MainThread"\n    wait (threading.py:327)'
+    output = f"Process 1: {command}\nPython v3.11.7 (/usr/bin/python3)\n\n{thread}\n"
+    assert dumped(fake_py_spy(tmp_path, output)) == thread
 
 
 # --- all of it ------------------------------------------------------------------------------------

@@ -27,18 +27,19 @@ from stagewatch.exporters.journal import (
     start_ticks,
 )
 from stagewatch.exporters.page import PageReader, Words
-from stagewatch.exporters.recorder import kernel
 from stagewatch.exporters.recorder.deposit import Deposit
 from stagewatch.exporters.recorder.door import Caller, Door, is_key
-from stagewatch.exporters.recorder.follow import Follower, Part
 from stagewatch.exporters.recorder.loop import Recorder
-from stagewatch.exporters.recorder.outcome import Death
-from stagewatch.exporters.recorder.vitals import Sighting
-from stagewatch.exporters.recorder.watch import Watch, journals
+from stagewatch.exporters.recorder.watching import exits, kernel
+from stagewatch.exporters.recorder.watching.follow import Follower, Part
+from stagewatch.exporters.recorder.watching.outcome import Death
+from stagewatch.exporters.recorder.watching.vitals import Sighting
+from stagewatch.exporters.recorder.watching.watch import Watch, journals
 from stagewatch.records import NameDefined, ProcessStarted, Record
 
 DEAD_PID = 4_000_000
 """More than this kernel ever gives."""
+NOBODY = 65534
 
 
 class FakeIntake:
@@ -77,6 +78,9 @@ class FakeIntake:
     def note(self, now: int) -> None: ...
 
     def is_busy(self) -> bool:
+        return False
+
+    def is_outdated(self) -> bool:
         return False
 
     def stop(self, timeout: float) -> None: ...
@@ -189,6 +193,54 @@ def test_wait_status(end: Callable[[], object], status: int, reaped: bool) -> No
             os.waitpid(pid, 0)
 
 
+def test_status_that_is_not_ours_to_know() -> None:
+    """To another group the kernel shows the status of a zombie as 0: that is no success."""
+    if os.geteuid():
+        pytest.skip("only root may be another user")
+    reading, writing = os.pipe()
+
+    def become(group: int) -> None:
+        os.setgroups([])
+        os.setgid(group)
+        os.setuid(NOBODY)
+
+    def parent() -> None:
+        become(NOBODY)
+        os.write(writing, str(child(lambda: os._exit(3))).encode())
+        signal.pause()
+
+    keeping = child(parent)
+    pid = int(os.read(reading, 100))
+    pidfd = os.pidfd_open(pid)
+    select.select([pidfd], [], [], 10)
+    ticks = start_ticks(pid)
+
+    def ask() -> None:
+        become(NOBODY - 1)
+        os._exit(kernel.wait_status(pidfd, pid, ticks) is not None)
+
+    try:
+        assert kernel.wait_status(pidfd, pid, ticks) == 3 << 8
+        assert os.waitpid(child(ask), 0)[1] == 0
+    finally:
+        os.kill(keeping, signal.SIGKILL)
+        os.waitpid(keeping, 0)
+        for descriptor in (pidfd, reading, writing):
+            os.close(descriptor)
+
+
+def test_status_that_this_kernel_forgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before Linux 6.15 nobody can be asked about a reaped process: no reason to wait."""
+    monkeypatch.setattr(kernel, "_of_reaped", lambda pidfd: None)
+    waits: list[int] = []
+    monkeypatch.setattr(kernel, "_wait_for_reaping", waits.append)
+    pid = child(lambda: os._exit(3))
+    ticks, pidfd = start_ticks(pid), os.pidfd_open(pid)
+    os.waitpid(pid, 0)
+    assert (kernel.wait_status(pidfd, pid, ticks), waits) == (None, [])
+    os.close(pidfd)
+
+
 def test_pid_given_to_another() -> None:
     """A pid alone names nobody: with other ticks it is another process."""
     ticks = start_ticks()
@@ -229,6 +281,23 @@ def test_death_by_pidfd(
     assert intake.closed == [(key, 3 << 8, False)]
     assert intake.died_at[0] is not None and intake.died_at[0] >= before
     assert (left(tmp_path), watch.followers, watch.sightings()) == ([], {}, {})
+
+
+def test_death_of_who_has_lost_its_files(
+    tmp_path: Path, watch: Watch, intake: FakeIntake, epoll: select.epoll
+) -> None:
+    """Somebody cleared the directory: the death is taken in, and wakes nobody again."""
+    pid = child(lambda: os._exit(5))
+    key = f"{pid}.{start_ticks(pid)}.aa"
+    write(tmp_path, key, [1])
+    watch.greet(Caller(key, os.pidfd_open(pid)))
+    for path in tmp_path.iterdir():
+        path.unlink()
+    ((descriptor, _),) = epoll.poll(10)
+    watch.died(descriptor)
+    os.waitpid(pid, 0)
+    assert (intake.closed, intake.numbers(key)) == ([(key, 5 << 8, False)], [1])
+    assert (epoll.poll(0), watch.followers) == ([], {})
 
 
 def test_exec_closes_both_journals(
@@ -319,8 +388,8 @@ def test_found_without_a_word(tmp_path: Path, watch: Watch, intake: FakeIntake) 
 
 def test_found_dead(tmp_path: Path, watch: Watch, intake: FakeIntake) -> None:
     """A process that nobody saw die is closed as unknown, as of its last sign of life."""
-    journal = write(tmp_path, of_dead(), [1])
-    journal.page.set(Words.LAST_ACTIVITY, 12345)
+    write(tmp_path, of_dead(), [1])
+    os.utime(segment_path(tmp_path, of_dead(), 0), ns=(12345, 12345))
     watch.find(journals(tmp_path))
     watch.bury()
     assert (intake.closed, intake.died_at) == ([(of_dead(), None, False)], [12345])
@@ -364,10 +433,7 @@ def test_another_namespace(tmp_path: Path, watch: Watch, intake: FakeIntake) -> 
     dead = write(tmp_path, of_dead("bb"), [1])
     silent = write(tmp_path, of_dead("cc"), [1])
     for journal in (living, dead, silent):
-        elsewhere = struct.pack("@Q", pid_namespace() + 1)
-        with page_path(tmp_path, journal.key).open("r+b") as file:
-            file.seek(24)
-            file.write(elsewhere)
+        move(journal, pid_namespace() + 1)
     living.page.set(Words.HELD, 1)
     let_go(dead)
     watch.find(journals(tmp_path))
@@ -385,6 +451,44 @@ def test_without_start_ticks(tmp_path: Path, watch: Watch, intake: FakeIntake) -
     watch.bury()
     assert intake.closed == [(dead.key, None, False)]
     assert watch.followers[living.key].pidfd is not None
+
+
+@pytest.mark.parametrize("world", ["boot", "namespace", "no proc", "slow parent"])
+def test_word_of_a_death_elsewhere(
+    tmp_path: Path,
+    watch: Watch,
+    intake: FakeIntake,
+    monkeypatch: pytest.MonkeyPatch,
+    world: str,
+) -> None:
+    """What `stagewatch run` left counts where no kernel can be asked: its exact status and time."""
+    ticks = 0 if world == "no proc" else 1
+    key = f"{DEAD_PID}.{ticks}.aa"
+    journal = write(tmp_path, key, [1], started(key, boot="another" if world == "boot" else ""))
+    let_go(journal)
+
+    def leave(*_: object) -> None:
+        exits.leave(str(tmp_path), DEAD_PID, ticks, signal.SIGKILL, 12345, 0, 1.5, 1 << 20)
+
+    if world == "slow parent":  # it may live there, and still be about to say it
+        exits.promise(tmp_path, DEAD_PID, ticks, DEAD_PID, 1)
+        monkeypatch.setattr(exits.time, "sleep", leave)
+    else:
+        leave()
+    if world in ("namespace", "slow parent"):
+        move(journal, pid_namespace() + 1)
+    watch.find(journals(tmp_path))
+    watch.bury()
+    assert intake.closed == [(key, signal.SIGKILL, world == "boot")]
+    assert intake.died_at == [12345]
+    assert left(tmp_path) == []
+
+
+def move(journal: JournalWriter, namespace: int) -> None:
+    """As if its process were in another PID namespace."""
+    with page_path(journal.directory, journal.key).open("r+b") as file:
+        file.seek(24)
+        file.write(struct.pack("@Q", namespace))
 
 
 def let_go(journal: JournalWriter) -> None:

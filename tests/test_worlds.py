@@ -177,6 +177,28 @@ def test_container_killed_whole(sending: Jobs, receiver: OtlpReceiver) -> None:
 
 
 @root
+def test_container_killed_after_its_command(jobs: Jobs) -> None:
+    """What `stagewatch run` left word of there is the exact outcome here, whatever the kernel."""
+    hold = held(jobs, "job")
+    (jobs.directory / "staying").touch()
+    script = f"touch job.up; while [ -e {hold} ]; do sleep 0.02; done; exit 7"
+    run = shlex.join([str(BIN / "stagewatch"), "run", "--", "sh", "-c", script])
+    killed = container(jobs, "job", f"sh -c {shlex.quote(run + STAY)}")
+    wait_for(lambda: is_up(jobs, "job") and jobs.runs(ended=0))
+    for pid in recorders(jobs):
+        os.kill(pid, signal.SIGSTOP)
+    hold.unlink()
+    wait_for(lambda: [p for p in jobs.state.glob("rooms/*/*.exit") if "ended" in p.read_text()])
+    killed.kill()
+    killed.communicate()
+    jobs.run("pass", "next.py")
+    assert by_outcome(jobs.runs(ended=2)) == [
+        (Outcome.FAILURE, "exit_7"),
+        (Outcome.SUCCESS, None),
+    ]
+
+
+@root
 def test_next_container_closes_the_last(jobs: Jobs) -> None:
     """A container comes after one that was killed whole: with the same pids, and with the same
     PID namespace as far as its number goes, and yet the runs are two."""
@@ -401,9 +423,53 @@ def test_rooms_nobody_comes_to(jobs: Jobs) -> None:
     (used / "1.2.ab.page").touch()
     for one in (old, used, other):
         os.utime(one, (1, 1))
+    wait_for(lambda: not (room / "sock").exists())  # each recorder looks when it comes
     jobs.run("pass")
     wait_for(lambda: not old.exists())
     assert recent.exists() and used.exists() and other.exists()
+
+
+@root
+@pytest.mark.parametrize(
+    ("arguments", "end", "code", "verdict"),
+    [
+        (["{}"], "pass", 0, (Outcome.SUCCESS, None)),
+        (["{}"], "sys.exit(7)", 7, (Outcome.ERROR, "unknown")),
+        (["{}"], "try: sys.exit(7)\nexcept SystemExit: pass", 0, (Outcome.SUCCESS, None)),
+        (["{}"], "raise ValueError('x')", 1, (Outcome.FAILURE, "ValueError")),
+        (["-m", "etl"], "sys.exit(7)", 7, (Outcome.FAILURE, "exit_7")),
+        (["-m", "etl"], "sys.exit()", 0, (Outcome.SUCCESS, None)),
+        (["-m", "etl"], "sys.exit('bad')", 1, (Outcome.FAILURE, "exit_1")),
+        (["-m", "etl"], "raise ValueError('x')", 1, (Outcome.FAILURE, "ValueError")),
+    ],
+)
+def test_exit_code_of_the_first_process(
+    jobs: Jobs, arguments: list[str], end: str, code: int, verdict: tuple[Outcome, str | None]
+) -> None:
+    """Nobody outlives PID 1 to ask the kernel: what it cannot tell itself is unknown."""
+    script = jobs.script("import sys\n" + end)
+    python = [BIN / "opentelemetry-instrument", "python"]
+    command = [*python, *(argument.format(script) for argument in arguments)]
+    done = {}
+    for environment in (jobs.environment, {**jobs.environment, "OTEL_SDK_DISABLED": "true"}):
+        done[environment.get("OTEL_SDK_DISABLED")] = subprocess.run(
+            [
+                "unshare",
+                "--pid",
+                "--fork",
+                "--mount-proc",
+                BIN / "opentelemetry-instrument",
+                *command,
+            ],
+            cwd=jobs.directory,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    with_us, without = done[None], done["true"]
+    assert (with_us.returncode, with_us.stdout, with_us.stderr) == (code, "", without.stderr)
+    assert by_outcome(jobs.runs()) == [verdict]
 
 
 READ_ONLY = """

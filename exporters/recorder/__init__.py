@@ -1,4 +1,10 @@
-"""The process beside the jobs: journals to history, history to OTLP."""
+"""The process beside the jobs: journals to history, history to OTLP.
+
+A job knows `start`; what `spawn` starts is `__main__`, a `loop` over `watching` (processes, seen
+from outside), `intake` (their journals into the history), `judging` (runs under way, and deaths)
+and `sending`. `resident` and `indoors` do the same inside a job or a command, where no such process
+can be had.
+"""
 
 from __future__ import annotations
 

@@ -13,13 +13,13 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from stagewatch import safety
 from stagewatch.exporters.recorder.deposit import Deposit
 from stagewatch.exporters.recorder.door import Door
 from stagewatch.exporters.recorder.loop import Recorder
-from stagewatch.exporters.recorder.watch import Watch
+from stagewatch.exporters.recorder.watching.watch import Watch
 from stagewatch.exporters.state import remember_settings
 from stagewatch.safety import guarded
 
@@ -53,12 +53,20 @@ def _record(state: Path, room: Path, listening: int, place: int, deposit: Deposi
             deposit.put(caller.key, caller.pidfd)
     # Only who is the recorder loads the rest, and opens the history.
     from stagewatch.config import load_or_default
-    from stagewatch.exporters.recorder.ingest import open_intake
+    from stagewatch.exporters.recorder.ingest import Intake, open_intake
+    from stagewatch.exporters.recorder.patience import open_patiently
     from stagewatch.exporters.recorder.upkeep import Upkeep
 
-    remember_settings(room, os.environ)
     settings = load_or_default(os.environ, Path("/"))[0].settings
-    intake = open_intake(state, room, os.environ)
+
+    def opening() -> Intake:
+        remember_settings(room, os.environ)
+        return open_intake(state, room, os.environ)
+
+    signal.signal(signal.SIGTERM, _end)
+    intake = open_patiently(opening, room, door, epoll, deposit, callers, settings.recorder_idle)
+    if intake is None:
+        return
     watch = Watch(room, intake, epoll, settings, deposit)
     upkeep = Upkeep(state, room, os.environ, intake, watch)
     recorder = Recorder(room, intake, door, watch, epoll, upkeep.do)
@@ -80,6 +88,10 @@ def _record(state: Path, room: Path, listening: int, place: int, deposit: Deposi
         watch.close()
         intake.stop(_FLUSH_SECONDS)
         door.close()  # last: the next recorder begins where this one ended
+
+
+def _end(*_: object) -> NoReturn:
+    sys.exit()
 
 
 def _settle(state: Path) -> None:

@@ -108,6 +108,14 @@ class Door:
         time.sleep(_CONNECTING_SECONDS)
         return self.callers()
 
+    def is_in_place(self) -> bool:
+        """Whether the room is still the one whose life we hold: not deleted, nor made anew."""
+        try:
+            there = os.stat(self._room / "alive")
+        except OSError:
+            return False
+        return os.path.samestat(there, os.fstat(self._alive))
+
     def close(self) -> None:
         """Leave the room to the next."""
         for connection in (*self._listening.values(), *self._visitors.values()):
@@ -133,7 +141,10 @@ class Door:
         while True:
             try:
                 visitor, _ = listening.accept()
-            except OSError:  # nobody else, or no descriptor left: then later
+            except BlockingIOError:  # nobody else
+                return
+            except OSError:  # no descriptor left: they wait, and so do we
+                time.sleep(_CONNECTING_SECONDS)
                 return
             visitor.setblocking(False)
             self._visitors[visitor.fileno()] = visitor

@@ -14,7 +14,7 @@ from stagewatch.exporters.recorder import resident
 from stagewatch.exporters.recorder.door import Door
 from stagewatch.exporters.recorder.ingest import Intake
 from stagewatch.exporters.recorder.start import ask_to_take_in
-from stagewatch.exporters.recorder.watch import Watch, journals
+from stagewatch.exporters.recorder.watching.watch import Watch, journals
 from stagewatch.exporters.state import destination, remembered_settings
 from stagewatch.safety import guarded
 
@@ -27,7 +27,7 @@ def run_in_process(
 
     Sending ends at the first refusal, else after *deadline_seconds*.
     """
-    from stagewatch.exporters.recorder.sender import ship
+    from stagewatch.exporters.recorder.sending.sender import ship
 
     until = time.monotonic() + deadline_seconds
     thread = resident.installed

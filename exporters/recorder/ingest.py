@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Final
 
 from stagewatch import config, measures, semconv
-from stagewatch.database import WAITING, connect, transaction
+from stagewatch.database import WAITING, connect, is_current, transaction
 from stagewatch.exporters.page import PageReader
-from stagewatch.exporters.recorder import details, increments, notices, rows
-from stagewatch.exporters.recorder.books import (
+from stagewatch.exporters.recorder.intake import details, increments, rows
+from stagewatch.exporters.recorder.intake.books import (
     Batch,
     Books,
     Journal,
@@ -23,17 +23,18 @@ from stagewatch.exporters.recorder.books import (
     open_journals,
     save_journal,
 )
-from stagewatch.exporters.recorder.ending import Witness, end_process
-from stagewatch.exporters.recorder.follow import Part
-from stagewatch.exporters.recorder.increments import Increment
-from stagewatch.exporters.recorder.live import Member, UnderWay
-from stagewatch.exporters.recorder.notices import Due
-from stagewatch.exporters.recorder.outcome import Death
-from stagewatch.exporters.recorder.sender import Sender
-from stagewatch.exporters.recorder.showing import gauges, note_records, picture
-from stagewatch.exporters.recorder.taking import take
-from stagewatch.exporters.recorder.totals import Totals, is_delta
-from stagewatch.exporters.recorder.vitals import Sighting
+from stagewatch.exporters.recorder.intake.increments import Increment
+from stagewatch.exporters.recorder.intake.taking import take
+from stagewatch.exporters.recorder.intake.totals import Totals, is_delta
+from stagewatch.exporters.recorder.judging import notices
+from stagewatch.exporters.recorder.judging.ending import Witness, end_process
+from stagewatch.exporters.recorder.judging.live import Member, UnderWay
+from stagewatch.exporters.recorder.judging.notices import Due
+from stagewatch.exporters.recorder.judging.showing import gauges, note_records, picture
+from stagewatch.exporters.recorder.sending.sender import Sender
+from stagewatch.exporters.recorder.watching.follow import Part
+from stagewatch.exporters.recorder.watching.outcome import Death
+from stagewatch.exporters.recorder.watching.vitals import Sighting
 from stagewatch.exporters.state import destination
 from stagewatch.history import History
 from stagewatch.measures import SECOND
@@ -134,8 +135,10 @@ class Intake:
 
         Nobody would ever close them, and their runs would be active for ever.
         """
-        for key in open_journals(self._link, self._books.destination):
-            if not any(rooms.glob(f"*/{key}.*")):
+        open_keys = open_journals(self._link, self._books.destination)
+        found = {".".join(path.name.split(".", 3)[:3]) for path in rooms.glob("*/*.*.*.*")}
+        for key in open_keys:
+            if key not in found:
                 self.close(key, None, Death())
 
     def tick(self, sightings: Mapping[str, Sighting], now: int) -> None:
@@ -158,8 +161,9 @@ class Intake:
         if journal is None or journal.process is None or journal.opened is None:
             return
         with self._changing(key):
-            lost = [Increment(semconv.UNWATCHED, (), seconds)]
-            self._books.totals.add(lost, None, self._books.interned.own_resource(), now)
+            lost, since = [Increment(semconv.UNWATCHED, (), seconds)], now - round(seconds * SECOND)
+            resource = self._books.interned.own_resource()
+            self._books.totals.add(lost, None, resource, now, since=since)
             due = notices.of_gap(journal.process.pipeline, seconds, now)
             notices.say(self._books, journal, journal.opened, due, {}, now)
         self.wake()
@@ -190,6 +194,10 @@ class Intake:
             for signal in self._books.signals
             for table in WAITING[signal]
         )
+
+    def is_outdated(self) -> bool:
+        """Whether a newer version has taken over the history: this one can write to it no more."""
+        return not is_current(self._link)
 
     def wake(self) -> None:
         """Send what another intake of this destination has written."""
@@ -246,6 +254,10 @@ class Intake:
                     found = gauges(run, seen)
                     resource = opener.metric_resource
                     self._books.totals.add(found, run.opened.pipeline, resource, now)
+                    if seen.estimated_end is None:  # it has outlasted all before it
+                        self._books.totals.withdraw(
+                            semconv.ESTIMATED_END, run.opened.pipeline, resource
+                        )
                 said.append((run, self._say(run, opener)))
         has_news = False
         for run, due in said:
@@ -303,7 +315,11 @@ def open_intake(state: Path, room: Path, environ: Mapping[str, str]) -> Intake:
     Raises sqlite3.Error or OSError where the history cannot be opened.
     """
     intake = Intake(state, environ)
-    intake.close_lost(room.parent)
+    try:
+        intake.close_lost(room.parent)
+    except BaseException:
+        intake.stop(0.0)
+        raise
     return intake
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import select
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from stagewatch import safety
 from stagewatch.config import Settings
 from stagewatch.exporters.recorder.door import Caller, Door
-from stagewatch.exporters.recorder.watch import Intake, Watch, journals
+from stagewatch.exporters.recorder.watching.watch import Intake, Watch, journals
+from stagewatch.safety import guarded
+
+_logger = logging.getLogger(__name__)
 
 _NAP: Final = 1.0
 """What is new waits so long for company, for most of what it costs is to look, and to write at all.
@@ -49,9 +52,7 @@ class Recorder:
     def run(self, callers: Sequence[Caller], settings: Settings) -> None:
         """Until `is_stopped`, or until there was nothing to do for its ``recorder_idle``."""
         self._serve(callers)
-        self._scan()
-        self._watch.read()
-        self._upkeep()
+        self._go_round()
         interval = max(settings.watch_interval, _SHORT_NAP)
         scanned = ticked = busy = time.monotonic()
         nap = _SHORT_NAP
@@ -60,9 +61,10 @@ class Recorder:
             self._attend(self._epoll.poll(min(nap, due) if self._watch.followers else nap))
             now = time.monotonic()
             if now - scanned >= _SCAN_SECONDS:
+                if self._is_out_of_place():
+                    break
                 scanned = now
-                self._scan()
-                self._upkeep()
+                self._go_round()
             nap = _SHORT_NAP if self._watch.read() > _MUCH else _NAP
             self._answer()
             if self._watch.followers:
@@ -73,6 +75,20 @@ class Recorder:
             elif self._may_leave(now - busy, settings.recorder_idle):
                 return
         self._watch.read(everything=True)
+
+    def _is_out_of_place(self) -> bool:
+        """Whether it is for another to go on: of the next version, or in the room made anew."""
+        with guarded:
+            if self._intake.is_outdated():
+                _logger.warning("stagewatch: a newer stagewatch uses this history; leaving to it")
+                return True
+        return not self._door.is_in_place()
+
+    def _go_round(self) -> None:
+        with guarded:
+            self._scan()
+            self._watch.read()
+            self._upkeep()
 
     def _attend(self, events: Sequence[tuple[int, int]]) -> None:
         # Sorted out first: a caller's pidfd may get the number of a connection that is over.
@@ -100,28 +116,22 @@ class Recorder:
     def _answer(self) -> None:
         if not self._asking:
             return
-        self._scan()
+        with guarded:
+            self._scan()
         # A death that is known to the kernel by now belongs into the answer.
-        while events := self._epoll.poll(0):
-            self._attend(events)
+        while dead := [fd for fd, _ in self._epoll.poll(0) if self._watch.is_pidfd(fd)]:
+            self._watch.died(*dead)
         self._watch.read(everything=True)
         self._tick()
-        self._note()
+        with guarded:
+            self._intake.note(time.time_ns())
         asking, self._asking = self._asking, []
         for caller in asking:
             caller.answer()
 
     def _tick(self) -> None:
-        try:
+        with guarded:
             self._intake.tick(self._watch.sightings(), time.time_ns())
-        except Exception as error:
-            safety.report(error)
-
-    def _note(self) -> None:
-        try:
-            self._intake.note(time.time_ns())
-        except Exception as error:
-            safety.report(error)
 
     def _may_leave(self, idle: float, idle_seconds: float) -> bool:
         if idle < idle_seconds or self._door.has_visitors():
@@ -136,8 +146,6 @@ class Recorder:
         return False
 
     def _is_busy(self) -> bool:
-        try:
+        with guarded:
             return self._intake.is_busy()
-        except Exception as error:
-            safety.report(error)
-            return False
+        return False

@@ -19,11 +19,13 @@ from stagewatch.exporters.life import is_held
 from stagewatch.exporters.page import PageReader, Words
 from stagewatch.exporters.recorder.indoors import bury, take_in
 from stagewatch.exporters.recorder.start import has_living_recorder
-from stagewatch.exporters.recorder.watch import journals
+from stagewatch.exporters.recorder.watching.watch import journals
 from stagewatch.safety import report
 
 _AGAIN_SECONDS: Final = 60.0
 _EMPTY_SECONDS: Final = 3600.0
+_SHARE: Final = 500.0
+"""To look takes no more than one part in so many of the time, however many rooms there are."""
 
 
 class Neighbours:
@@ -33,12 +35,15 @@ class Neighbours:
         self._state = state
         self._room = room
         self._environ = environ
+        self._due = 0.0
         self._tried: dict[str, float] = {}
         """Dead by their pages, but not closed: another host's, or the history was busy."""
 
     def look_after(self) -> bool:
         """Close the processes that died with their recorder; whether there were any."""
         now = time.monotonic()
+        if now < self._due:
+            return False
         self._tried = {k: at for k, at in self._tried.items() if now - at < _AGAIN_SECONDS}
         found = False
         for room in self._room.parent.glob(f"{self._room.name.rpartition('-')[0]}-*"):
@@ -47,6 +52,8 @@ class Neighbours:
                     found |= self._visit(room, now)
             except Exception as error:
                 report(error)
+        took = time.monotonic() - now
+        self._due = now + min(_SHARE * took, _AGAIN_SECONDS)
         return found
 
     def _visit(self, room: Path, now: float) -> bool:

@@ -25,7 +25,7 @@ from stagewatch.safety import report
 
 if TYPE_CHECKING:
     from stagewatch.exporters.recorder.ingest import Intake
-    from stagewatch.exporters.recorder.watch import Watch
+    from stagewatch.exporters.recorder.watching.watch import Watch
 
 _logger = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ class Resident:
     def _send(self) -> bool:
         from opentelemetry.instrumentation.utils import suppress_instrumentation
 
-        from stagewatch.exporters.recorder.sender import ship
+        from stagewatch.exporters.recorder.sending.sender import ship
         from stagewatch.exporters.state import destination
 
         goal = destination(self._environ)

@@ -10,7 +10,7 @@ from typing import Final
 from stagewatch.exporters.recorder.ingest import Intake
 from stagewatch.exporters.recorder.neighbours import Neighbours
 from stagewatch.exporters.recorder.presence import SHORTEST_GAP, Presence
-from stagewatch.exporters.recorder.watch import Watch
+from stagewatch.exporters.recorder.watching.watch import Watch
 from stagewatch.safety import guarded
 
 _PRUNE_SECONDS: Final = 3600.0

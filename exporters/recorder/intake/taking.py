@@ -8,8 +8,8 @@ from msgspec import msgpack, structs
 
 from stagewatch import measures, semconv
 from stagewatch.database import HELD, LOCAL, PENDING
-from stagewatch.exporters.recorder import increments, rows
-from stagewatch.exporters.recorder.books import (
+from stagewatch.exporters.recorder.intake import increments, rows
+from stagewatch.exporters.recorder.intake.books import (
     DETAIL,
     STAGE,
     USER,
@@ -152,9 +152,13 @@ def _open_run(
 ) -> None:
     declared = record.declared
     if declared is not None and record.scheduled is None:
-        met = History(books.link).met_slots(record.pipeline)
+        history = History(books.link)
+        met = history.met_slots(record.pipeline)
+        # What was due before anything was seen of the pipeline nobody has missed.
+        begun = history.first_start(record.pipeline, record.start)
+        begun -= round(declared.sla.start_grace * measures.SECOND)
         scheduled = measures.scheduled_time(
-            declared.schedule, declared.sla, record.start, met.__contains__
+            declared.schedule, declared.sla, record.start, lambda tick: tick < begun or tick in met
         )
         record = structs.replace(record, scheduled=scheduled)
     if declared is not None and record.deadline is None:
@@ -164,6 +168,8 @@ def _open_run(
     # A process that goes on by exec may write its run's start again.
     if rows.start_run(books.link, journal.run, record, process):
         batch.found += increments.increments(record)
+        for forecast in (semconv.PROGRESS, semconv.ESTIMATED_END):  # of the run before
+            books.totals.withdraw(forecast, record.pipeline, journal.metric_resource)
 
 
 def _take_span(

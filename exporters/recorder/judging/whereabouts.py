@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from stagewatch.exporters.page import OpenThread, PageReader
-from stagewatch.exporters.recorder.books import Journal, OpenStage
+from stagewatch.exporters.recorder.intake.books import Journal, OpenStage
 
 
 class Place(NamedTuple):

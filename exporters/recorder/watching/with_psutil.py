@@ -1,4 +1,4 @@
-"""What `stagewatch.exporters.recorder.proc` reads, by psutil: for macOS, which has no /proc.
+"""What `watching.proc` reads, by psutil: for macOS, which has no /proc.
 
 Imports psutil, which is not there everywhere.
 """
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import psutil
 
-from stagewatch.exporters.recorder.proc import Reading, Traffic
+from stagewatch.exporters.recorder.watching.proc import Reading, Traffic
 
 
 def read(pid: int) -> Reading | None:

@@ -24,8 +24,8 @@ from stagewatch.exporters.journal import (
 )
 from stagewatch.exporters.life import is_held
 from stagewatch.exporters.page import SIZE, PageReader, Words
-from stagewatch.exporters.recorder import exits
-from stagewatch.exporters.recorder.outcome import Death
+from stagewatch.exporters.recorder.watching import exits
+from stagewatch.exporters.recorder.watching.outcome import Death
 from stagewatch.records import ProcessStarted, Record, Taken, decode, decode_head
 
 _logger = logging.getLogger(__name__)
@@ -179,9 +179,11 @@ class Follower:
         return True
 
     def last_sign(self) -> int | None:
-        """When the process was last seen to do anything; nanoseconds since the epoch."""
-        if self.page is not None and (activity := self.page.word(Words.LAST_ACTIVITY)):
-            return activity
+        """When the process was last seen to do anything; nanoseconds since the epoch.
+
+        A store into a mapped file shows in its time only once the kernel has written it back: it
+        may have done more than that by some 30 s, as its records say.
+        """
         try:
             return os.fstat(self._descriptor).st_mtime_ns
         except OSError:

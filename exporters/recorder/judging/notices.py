@@ -16,12 +16,12 @@ from msgspec.msgpack import decode, encode
 
 from stagewatch import semconv
 from stagewatch.database import PENDING
-from stagewatch.exporters.recorder import rows
-from stagewatch.exporters.recorder.books import RUN, Batch, Books, Journal
-from stagewatch.exporters.recorder.live import UnderWay
-from stagewatch.exporters.recorder.outcome import Verdict
-from stagewatch.exporters.recorder.tracking import WINDOW_SECONDS, StageSeen
-from stagewatch.exporters.recorder.whereabouts import Place
+from stagewatch.exporters.recorder.intake import rows
+from stagewatch.exporters.recorder.intake.books import RUN, Batch, Books, Journal
+from stagewatch.exporters.recorder.judging.live import UnderWay
+from stagewatch.exporters.recorder.judging.tracking import WINDOW_SECONDS, StageSeen
+from stagewatch.exporters.recorder.judging.whereabouts import Place
+from stagewatch.exporters.recorder.watching.outcome import Verdict
 from stagewatch.measures import SECOND
 from stagewatch.model import Doing, Escalation, Sla
 from stagewatch.processors import sla

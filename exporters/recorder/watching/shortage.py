@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection, Mapping
 import msgspec
 
 from stagewatch.exporters.journal import oom_count, oom_kills
-from stagewatch.exporters.recorder.observer import Process
-from stagewatch.exporters.recorder.outcome import Death
+from stagewatch.exporters.recorder.watching.observer import Process
+from stagewatch.exporters.recorder.watching.outcome import Death
 
 
 class Shortage:

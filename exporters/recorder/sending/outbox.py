@@ -19,9 +19,10 @@ from stagewatch.database import PENDING, REJECTED, SENT, WAITING, transaction
 from stagewatch.exporters import otlp
 from stagewatch.exporters.channels import Channel, Reply, open_channel
 from stagewatch.exporters.otlp import LogItem, Point, Resource, Scope
-from stagewatch.exporters.recorder import rows, series
-from stagewatch.exporters.recorder.increments import Increment, dropped
-from stagewatch.exporters.recorder.totals import Totals, is_delta
+from stagewatch.exporters.recorder.intake import rows
+from stagewatch.exporters.recorder.intake.increments import Increment, dropped
+from stagewatch.exporters.recorder.intake.totals import Totals, is_delta
+from stagewatch.exporters.recorder.sending import series
 from stagewatch.exporters.state import Destination
 from stagewatch.records import LogEmitted, SpanEnded
 from stagewatch.safety import report
@@ -58,6 +59,8 @@ class Outbox:
     ) -> None:
         self.signals = tuple(sorted(goal.protocols, key=("traces", "metrics", "logs").index))
         self.sent = dict.fromkeys(self.signals, 0)
+        self.refusal = ""
+        """Why the last request was not taken; empty if it was."""
         self._link = link
         self._goal = goal
         self._environ = environ
@@ -260,6 +263,7 @@ class Outbox:
             report(error)
             return Reply(False, is_bad=True)
         reply = self._channel(signal).send(request, once=signal in self._refused)
+        self.refusal = reply.reason
         if reply.accepted or reply.is_bad:
             self._refused.discard(signal)
         else:
@@ -276,7 +280,8 @@ class Outbox:
                 channel = open_channel(signal, self._goal.protocols[signal], self._environ)
             except Exception as error:  # settings that the exporter cannot use
                 report(error)
-                return Channel(None, signal)  # refuses everything, until the settings are mended
+                fault = f"settings that cannot be used ({type(error).__name__})"
+                return Channel(None, signal, fault)  # until they are mended
             self._channels[signal] = channel
         if self._until is not None:
             channel.hurry(_left(self._until))

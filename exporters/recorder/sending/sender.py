@@ -24,7 +24,7 @@ from stagewatch.history import History
 from stagewatch.safety import report
 
 if TYPE_CHECKING:
-    from stagewatch.exporters.recorder.outbox import Outbox
+    from stagewatch.exporters.recorder.sending.outbox import Outbox
 
 _REPEAT_SECONDS: Final = 10.0
 _GATHER_SECONDS: Final = 1.5
@@ -134,7 +134,7 @@ class Sender:
 
     def _run(self) -> None:
         # Imported here: the exporters take longer than a process that must be watched has time.
-        from stagewatch.exporters.recorder.outbox import Outbox
+        from stagewatch.exporters.recorder.sending.outbox import Outbox
 
         while True:
             try:
@@ -217,6 +217,8 @@ class Shipped(Struct, frozen=True):
     """Items that the backend took."""
     pending: dict[str, int]
     """Items that still wait for this environment's destination, by signal; only what is not 0."""
+    reason: str
+    """Why they wait, in a few words; empty where none does."""
     elsewhere: dict[str, dict[str, int]]
     """What waits for other destinations, by their keys."""
 
@@ -227,11 +229,11 @@ def ship(state: Path, environ: Mapping[str, str], timeout: float) -> Shipped:
     For at most *timeout* seconds, by the recorder if one is there to do it. Raises sqlite3.Error
     or OSError where the history cannot be opened.
     """
-    from stagewatch.exporters.recorder.outbox import Outbox
+    from stagewatch.exporters.recorder.sending.outbox import Outbox
 
     until = time.monotonic() + timeout
     goal = destination(environ)
-    sent = 0
+    sent, reason = 0, ""
     with closing(connect(state)) as link:
         if goal.protocols:
             outbox = Outbox(link, goal, {**environ})
@@ -239,13 +241,14 @@ def ship(state: Path, environ: Mapping[str, str], timeout: float) -> Shipped:
             before = outbox.pending()
             _ship(outbox, Turn(state, goal.key), until)
             after = outbox.pending()
+            reason = outbox.refusal or f"not done within {timeout:g} s"
             sent = sum(
                 max(count - after.get(signal, 0), outbox.sent[signal])
                 for signal, count in before.items()
             )
         waiting = History(link).pending()
     pending = waiting.pop(goal.key, {})
-    return Shipped(sent, pending, waiting)
+    return Shipped(sent, pending, reason if pending else "", waiting)
 
 
 def _ship(outbox: Outbox, turn: Turn, until: float) -> None:
@@ -263,6 +266,7 @@ def _ship(outbox: Outbox, turn: Turn, until: float) -> None:
             if not outbox.send(signal, lambda: time.monotonic() < until):
                 return
     except sqlite3.OperationalError as error:
+        outbox.refusal = "the history cannot be written"
         report(error)
     finally:
         turn.give_back()

@@ -14,12 +14,12 @@ from msgspec import Struct
 from stagewatch import safety
 from stagewatch.config import Settings
 from stagewatch.exporters.page import PageReader
-from stagewatch.exporters.recorder import proc
-from stagewatch.exporters.recorder.kinship import Kinship
-from stagewatch.exporters.recorder.proc import Reading, Traffic
-from stagewatch.exporters.recorder.stack import StackDump, find_py_spy
-from stagewatch.exporters.recorder.stillness import UNREADABLE, Stillness, waits_for
-from stagewatch.exporters.recorder.vitals import Vitals
+from stagewatch.exporters.recorder.watching import proc
+from stagewatch.exporters.recorder.watching.kinship import Kinship
+from stagewatch.exporters.recorder.watching.proc import Reading, Traffic
+from stagewatch.exporters.recorder.watching.stack import StackDump, find_py_spy
+from stagewatch.exporters.recorder.watching.stillness import UNREADABLE, Stillness, waits_for
+from stagewatch.exporters.recorder.watching.vitals import Vitals
 
 _FAMILY_SECONDS: Final = 5.0
 _FAMILY_SHARE: Final = 500.0
@@ -96,7 +96,7 @@ def reader() -> Reader | None:
     if sys.platform == "linux":  # psutil reads /proc, too
         return None
     try:
-        from stagewatch.exporters.recorder import with_psutil
+        from stagewatch.exporters.recorder.watching import with_psutil
     except ImportError:
         return None
     return with_psutil
@@ -123,6 +123,8 @@ class Observer:
         self._looked = now
         if self._reader is None or self._kinship is None:
             return {}
+        for gone in self._known.keys() - watched.keys():
+            self._known.pop(gone).forget_stack()
         for process in watched:
             if process not in self._known:
                 self._known[process] = _Known(Stillness(self._settings.stuck_after))

@@ -12,8 +12,8 @@ from stagewatch import measures, semconv
 from stagewatch.database import LOCAL, PENDING
 from stagewatch.exporters.measurements import pending
 from stagewatch.exporters.page import PageReader, Words
-from stagewatch.exporters.recorder import closing, increments, notices, rows
-from stagewatch.exporters.recorder.books import (
+from stagewatch.exporters.recorder.intake import closing, increments, rows
+from stagewatch.exporters.recorder.intake.books import (
     RUN,
     STAGE,
     Batch,
@@ -23,13 +23,14 @@ from stagewatch.exporters.recorder.books import (
     exiting_of_successor,
     has_sibling,
 )
-from stagewatch.exporters.recorder.increments import Increment
-from stagewatch.exporters.recorder.live import UnderWay
-from stagewatch.exporters.recorder.outcome import Death, Verdict, judge
-from stagewatch.exporters.recorder.taking import count_stage, take
-from stagewatch.exporters.recorder.tracking import ProcessSeen
-from stagewatch.exporters.recorder.vitals import Vitals
-from stagewatch.exporters.recorder.whereabouts import Place, place, stage_cell
+from stagewatch.exporters.recorder.intake.increments import Increment
+from stagewatch.exporters.recorder.intake.taking import count_stage, take
+from stagewatch.exporters.recorder.judging import notices
+from stagewatch.exporters.recorder.judging.live import UnderWay
+from stagewatch.exporters.recorder.judging.tracking import ProcessSeen
+from stagewatch.exporters.recorder.judging.whereabouts import Place, place, stage_cell
+from stagewatch.exporters.recorder.watching.outcome import Death, Verdict, judge
+from stagewatch.exporters.recorder.watching.vitals import Vitals
 from stagewatch.measures import SECOND
 from stagewatch.model import Outcome
 from stagewatch.records import MetricsCollected, ProcessStarted, RunExiting, RunStarted, SpanEnded
@@ -61,7 +62,7 @@ def end_process(
     """End the open stages and, if it opened one, the run. Runs in the caller's transaction.
 
     The run's end is the process's own where it ended by itself, else the time at which its death
-    was seen, else its last sign of life.
+    was seen, else its last sign of life; never before the newest of its records.
     """
     batch = Batch()
     watched = seen.process(key)
@@ -72,7 +73,7 @@ def end_process(
         death.wait_status, exiting, is_final,
         lost_host=death.lost_host, oom_killed=death.oom_killed,
     )  # fmt: skip
-    end = death.at or max(journal.seen, page.word(Words.LAST_ACTIVITY) if page else 0)
+    end = max(death.at or 0, journal.seen, page.last_activity() if page else 0)
     uptime = 0 if death.lost_host else death.uptime
     if exiting is not None and (death.wait_status is None or os.WIFEXITED(death.wait_status)):
         end, uptime, last = exiting.end, exiting.uptime, Place()
@@ -215,6 +216,7 @@ def _end_run(
         everything=late or verdict.outcome in increments.FAILED,
         seconds=(end - opened.start) / SECOND,
     )
+    _end_forecast(books, journal, opened, verdict.outcome)
     run = rows.read_run(books.link, journal.run)
     batch.found = increments.of_run_end(
         opened.start, end, verdict.outcome, verdict.error_type, opened.deadline
@@ -223,6 +225,22 @@ def _end_run(
     span = closing.run_span(opened, exiting, run, cut, said)
     _add_span(books, journal, span, RUN, opened.sampled, batch)
     books.write(journal, batch, now=end)
+
+
+def _end_forecast(books: Books, journal: Journal, opened: RunStarted, outcome: Outcome) -> None:
+    """Nobody waits for this run any more; a newer one of its pipeline goes on showing its own."""
+    (has_newer,) = books.link.execute(
+        "select exists(select 1 from run where pipeline = ? and start > ? and end is null "
+        "and span_id is not null)",
+        (opened.pipeline, opened.start),
+    ).fetchone()
+    if has_newer:
+        return
+    books.totals.withdraw(semconv.ESTIMATED_END, opened.pipeline, journal.metric_resource)
+    if outcome is Outcome.SUCCESS:
+        books.totals.complete(opened.pipeline, journal.metric_resource)
+    else:
+        books.totals.withdraw(semconv.PROGRESS, opened.pipeline, journal.metric_resource)
 
 
 def _add_span(

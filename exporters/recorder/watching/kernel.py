@@ -9,7 +9,7 @@ import struct
 from typing import Final
 
 from stagewatch.exporters.journal import start_ticks
-from stagewatch.exporters.recorder import proc
+from stagewatch.exporters.recorder.watching import proc
 
 _PIDFD_GET_INFO: Final = 0xC040FF0B
 """``_IOWR(0xFF, 11, 64 bytes)``, since Linux 6.13."""
@@ -66,6 +66,8 @@ def wait_status(pidfd: int, pid: int, ticks: int) -> int | None:
             status = zombie_status(pid, ticks)
         if status is not None:
             return status
+        if tells() and proc.read(pid) is None:  # reaped in between
+            return _of_reaped(pidfd)
         _wait_for_reaping(pidfd)
     return None
 
@@ -91,11 +93,13 @@ def zombie_status(pid: int, ticks: int) -> int | None:
         return None
     if found.wait_status:
         return found.wait_status
-    # The kernel shows another user's status as 0, which looks like a success.
+    # To who may not know (another user or group) the kernel shows a 0, which looks like a success;
+    # this link it hides from the same.
     try:
-        return 0 if os.stat(f"/proc/{pid}").st_uid == os.geteuid() else None
+        os.readlink(f"/proc/{pid}/ns/pid")
     except OSError:
         return None
+    return 0
 
 
 def _wait_for_reaping(pidfd: int) -> None:

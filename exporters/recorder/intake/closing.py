@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stagewatch import semconv
-from stagewatch.exporters.recorder.increments import FAILED
-from stagewatch.exporters.recorder.outcome import Verdict
+from stagewatch.exporters.recorder.intake.increments import FAILED
+from stagewatch.exporters.recorder.watching.outcome import Verdict
 from stagewatch.measures import SECOND
 from stagewatch.model import Run
 from stagewatch.processors import errors, sla, throughput

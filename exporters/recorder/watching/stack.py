@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,9 @@ _logger = logging.getLogger(__name__)
 
 _PATIENCE_SECONDS: Final = 10.0
 _LONGEST: Final = 1 << 16
+_PIPE_BYTES: Final = 1 << 20
+"""Nobody reads before py-spy is done, and hundreds of threads are more than a pipe holds."""
+_HEADING: Final = re.compile(r"^Thread \w+ \(", re.MULTILINE)
 
 
 class StackDump:
@@ -27,6 +31,7 @@ class StackDump:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            pipesize=_PIPE_BYTES,
         )
         assert self._process.stdout is not None
         self._output = self._process.stdout
@@ -43,11 +48,11 @@ class StackDump:
         with self._output:
             output = self._output.read(_LONGEST).decode("utf-8", "replace")
         # What stands above the threads quotes the command line, and that may hold a secret.
-        at = output.find("Thread ")
-        if self._process.returncode != 0 or at < 0:
+        found = _HEADING.search(output)
+        if self._process.returncode != 0 or found is None:
             _logger.warning("stagewatch: py-spy could not read the stack of a stuck process")
             return None
-        return output[at:].rstrip()
+        return output[found.start() :].rstrip()
 
     def cancel(self) -> None:
         """End it, whatever it found."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import select
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -19,14 +19,14 @@ from stagewatch.config import Settings
 from stagewatch.exporters.journal import boot_id, host_id, pid_namespace
 from stagewatch.exporters.life import is_held
 from stagewatch.exporters.page import PageReader
-from stagewatch.exporters.recorder import exits, kernel
 from stagewatch.exporters.recorder.deposit import Deposit
 from stagewatch.exporters.recorder.door import Caller, is_key
-from stagewatch.exporters.recorder.follow import Follower, Taker, remove_files
-from stagewatch.exporters.recorder.observer import Observer, Process, Seen, reader
-from stagewatch.exporters.recorder.outcome import Death
-from stagewatch.exporters.recorder.shortage import Shortage
-from stagewatch.exporters.recorder.vitals import Sighting, Vitals
+from stagewatch.exporters.recorder.watching import exits, kernel
+from stagewatch.exporters.recorder.watching.follow import Follower, Taker, remove_files
+from stagewatch.exporters.recorder.watching.observer import Observer, Process, Seen, reader
+from stagewatch.exporters.recorder.watching.outcome import Death
+from stagewatch.exporters.recorder.watching.shortage import Shortage
+from stagewatch.exporters.recorder.watching.vitals import Sighting, Vitals
 from stagewatch.measures import SECOND, uptime
 from stagewatch.records import ProcessStarted
 
@@ -41,6 +41,8 @@ class Intake(Taker, Protocol):
     def note(self, now: int) -> None: ...
 
     def is_busy(self) -> bool: ...
+
+    def is_outdated(self) -> bool: ...
 
     def stop(self, timeout: float) -> None: ...
 
@@ -136,7 +138,7 @@ class Watch:
 
     def end_ours(self, ticks: int) -> None:
         """This very process ends, and nobody outlives it: its journals say all there is."""
-        self._mark_dead(os.getpid(), ticks, Death())
+        self._mark_dead({Process(os.getpid(), ticks): Death()})
         self.bury()
 
     def bury(self) -> None:
@@ -194,8 +196,7 @@ class Watch:
         self._observer.close()
 
     def _certify(self, deaths: Mapping[Process, Death]) -> None:
-        for process, death in self._shortage.judge(deaths, self._oom_kills).items():
-            self._mark_dead(*process, death)
+        self._mark_dead(self._shortage.judge(deaths, self._oom_kills))
 
     def _oom_kills(self, process: Process) -> Mapping[str, int]:
         """The counters at its start."""
@@ -208,9 +209,14 @@ class Watch:
             {},
         )
 
-    def _mark_dead(self, pid: int, ticks: int, death: Death) -> None:
-        for key in journals(self._room):
-            if key.startswith(f"{pid}.{ticks}.") and self._follow(key) is not None:
+    def _mark_dead(self, deaths: Mapping[Process, Death]) -> None:
+        """All journals they wrote, those that nobody has found yet, too."""
+        keys = dict.fromkeys(self.followers)  # whose files somebody may have deleted
+        with safety.guarded:
+            keys |= dict.fromkeys(journals(self._room))
+        for key in keys:
+            death = deaths.get(_process(key))
+            if death is not None and self._follow(key) is not None:
                 self._dead[key] = death
                 self._release(self.followers[key])
 
@@ -245,12 +251,14 @@ class Watch:
 
     def _judge(self, follower: Follower) -> None:
         """Nobody handed us this process: it may be long gone, and its pid another's."""
-        started = follower.started
+        started, process = follower.started, Process(follower.pid, follower.ticks)
         if started is not None and self._is_of_another_boot(started) and not follower.is_held():
-            self._dead[follower.key] = Death(at=follower.last_sign(), lost_host=True)
+            death = Death(at=follower.last_sign(), lost_host=True)
+            self._dead[follower.key] = self._told(process, death, _is_gone)
         elif follower.pid_namespace not in (self._namespace, None):
             if follower.is_held() is False:
-                self._dead[follower.key] = Death(at=follower.last_sign())
+                death = Death(at=follower.last_sign())
+                self._dead[follower.key] = self._told(process, death, _may_live)
         elif follower.ticks and kernel.tells():
             self._judge_by_pid(follower)
         else:
@@ -277,9 +285,15 @@ class Watch:
             vitals = self._observer.farewell(process)
             self._certify({process: self._told(process, _death(status, vitals))})
 
-    def _told(self, process: Process, death: Death) -> Death:
-        """With what its parent left word of, where that is `stagewatch run`."""
-        found = exits.read(self._room, *process, kernel.is_running)
+    def _told(
+        self,
+        process: Process,
+        death: Death,
+        is_running: Callable[[int, int], bool] = kernel.is_running,
+    ) -> Death:
+        """With what its parent left word of, where that is `stagewatch run`; *is_running*: it is
+        worth while to wait for a parent that has promised it."""
+        found = exits.read(self._room, *process, is_running)
         if found is None:
             return death
         vitals = death.vitals or Vitals()
@@ -302,7 +316,8 @@ class Watch:
         if pidfd is not None:
             os.close(pidfd)
         if is_held is False or (is_held is None and pidfd is None):
-            self._dead[follower.key] = Death(at=follower.last_sign())
+            process = Process(follower.pid, follower.ticks)
+            self._dead[follower.key] = self._told(process, Death(at=follower.last_sign()))
 
     def _is_ours(self, started: ProcessStarted) -> bool:
         # Containers have ids of their own, but share the boot of their host.
@@ -325,6 +340,16 @@ class Watch:
             follower.pidfd = None
             if self._deposit is not None:
                 self._deposit.tidy(lambda key: key in self.followers)
+
+
+def _is_gone(pid: int, ticks: int) -> bool:
+    """With its boot."""
+    return False
+
+
+def _may_live(pid: int, ticks: int) -> bool:
+    """In a PID namespace that cannot be looked into."""
+    return True
 
 
 def _death(status: int | None, vitals: Vitals | None) -> Death:
@@ -350,19 +375,23 @@ def _sighting(page: PageReader, seen: Seen, *, is_last: bool) -> Sighting:
 def journals(room: Path) -> list[str]:
     """Keys of the journals in *room*; sweeps away what processes left that wrote none."""
     names = os.listdir(room)
-    keys = [name.removesuffix(".0.journal") for name in names if name.endswith(".0.journal")]
+    found = [name.removesuffix(".0.journal") for name in names if name.endswith(".0.journal")]
+    keys = dict.fromkeys(key for key in found if is_key(key))
+    processes = {_process(key) for key in keys}
     for name in names:
         key = name.removesuffix(".page")
+        process = exits.process(name)
         if key != name and is_key(key) and key not in keys:
-            pid, ticks, _ = key.split(".")
-            if _is_orphan(room / name, int(pid), int(ticks)):
+            if _is_orphan(room / name, *_process(key)):
                 remove_files(room, key)
-        elif (process := exits.process(name)) is not None:
-            begin = "{}.{}.".format(*process)
-            is_known = any(key.startswith(begin) for key in keys)
-            if not is_known and _is_orphan(room / name, *process):
-                (room / name).unlink(missing_ok=True)
-    return [key for key in keys if is_key(key)]
+        elif process and process not in processes and _is_orphan(room / name, *process):
+            (room / name).unlink(missing_ok=True)
+    return list(keys)
+
+
+def _process(key: str) -> Process:
+    pid, ticks, _ = key.split(".")
+    return Process(int(pid), int(ticks))
 
 
 def _is_orphan(path: Path, pid: int, ticks: int) -> bool:

@@ -7,13 +7,13 @@ import time
 from collections.abc import Iterator, Sequence
 
 from stagewatch import semconv
-from stagewatch.exporters.page import OpenThread, Words
-from stagewatch.exporters.recorder import rows
-from stagewatch.exporters.recorder.books import Journal
-from stagewatch.exporters.recorder.closing import known_records
-from stagewatch.exporters.recorder.increments import Increment
-from stagewatch.exporters.recorder.live import Counts, UnderWay, total
-from stagewatch.exporters.recorder.whereabouts import cells, open_operation, thread_in
+from stagewatch.exporters.page import OpenThread
+from stagewatch.exporters.recorder.intake import rows
+from stagewatch.exporters.recorder.intake.books import Journal
+from stagewatch.exporters.recorder.intake.closing import known_records
+from stagewatch.exporters.recorder.intake.increments import Increment
+from stagewatch.exporters.recorder.judging.live import Counts, UnderWay, total
+from stagewatch.exporters.recorder.judging.whereabouts import cells, open_operation, thread_in
 from stagewatch.measures import SECOND
 from stagewatch.model import Doing, Live, LiveStage
 
@@ -86,13 +86,9 @@ def picture(run: UnderWay) -> Live:
 
 def gauges(run: UnderWay, picture: Live) -> list[Increment]:
     """What the metrics show of it."""
-    active = max(
-        max(member.sighting.page.word(Words.LAST_ACTIVITY), member.journal.seen)
-        for member in run.members
-    )
     found = [
         Increment(semconv.HEARTBEAT, (), run.now / SECOND),
-        Increment(semconv.LAST_ACTIVITY, (), active / SECOND),
+        Increment(semconv.LAST_ACTIVITY, (), run.last_activity() / SECOND),
     ]
     if run.opened.deadline is not None:
         found.append(Increment(semconv.LATENESS, (), run.lateness()))

@@ -11,10 +11,10 @@ import msgspec
 from msgspec import Struct, field
 
 from stagewatch import semconv
-from stagewatch.exporters.recorder import details, increments, rows
-from stagewatch.exporters.recorder.increments import Increment
-from stagewatch.exporters.recorder.rows import Interned, OperationSum
-from stagewatch.exporters.recorder.totals import Totals
+from stagewatch.exporters.recorder.intake import details, increments, rows
+from stagewatch.exporters.recorder.intake.increments import Increment
+from stagewatch.exporters.recorder.intake.rows import Interned, OperationSum
+from stagewatch.exporters.recorder.intake.totals import Totals
 from stagewatch.measures import SECOND
 from stagewatch.records import (
     ProcessStarted,

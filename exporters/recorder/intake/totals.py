@@ -14,7 +14,7 @@ from typing import Final
 from msgspec.msgpack import decode, encode
 
 from stagewatch import semconv
-from stagewatch.exporters.recorder.increments import Increment
+from stagewatch.exporters.recorder.intake.increments import Increment
 from stagewatch.exporters.state import Destination
 from stagewatch.measures import DURATION_BUCKETS, SECOND
 from stagewatch.records import MetricsCollected
@@ -70,6 +70,11 @@ _STATEMENTS: Final = {
     "set": _UPSERT + "value = excluded.value where value is not excluded.value",
     "max": _UPSERT + "value = excluded.value where value < excluded.value",
 }
+
+_ONE_GAUGE: Final = (
+    "destination = ? and resource = ? and pipeline = ? and instrument in "
+    f"(select id from instrument where scope = '{semconv.SCOPE}' and name = ?)"
+)
 
 
 def is_delta(goal: Destination) -> bool:
@@ -137,6 +142,20 @@ class Totals:
                 how, resource, instrument, attributes, pipeline, one.value, buckets,
                 self._born, as_delta or quiet, now,
             )  # fmt: skip
+
+    def complete(self, pipeline: str, resource: int) -> None:
+        """A run has all of its way behind it, where it showed how far it was."""
+        self._link.execute(
+            f"update total set value = 1.0, version = version + 1 where {_ONE_GAUGE}",
+            (self._destination, resource, pipeline, semconv.PROGRESS.name),
+        )
+
+    def withdraw(self, metric: semconv.Metric, pipeline: str, resource: int) -> None:
+        """What this gauge showed is over: it is no longer sent."""
+        self._link.execute(
+            f"delete from total where {_ONE_GAUGE}",
+            (self._destination, resource, pipeline, metric.name),
+        )
 
     def add_foreign(self, batch: MetricsCollected, resource: int, now: int) -> int:
         """Other libraries' metrics, under the process's whole resource; returns their points."""

@@ -11,7 +11,7 @@ from typing import Any, Final
 from msgspec.msgpack import encode
 
 from stagewatch import semconv
-from stagewatch.exporters.recorder.closing import known_records
+from stagewatch.exporters.recorder.intake.closing import known_records
 from stagewatch.exporters.state import Destination
 from stagewatch.measures import SECOND
 from stagewatch.model import Live, Run
@@ -168,7 +168,8 @@ def start_run(
     """Fill in the row *number*; False if it is known already (a process that went on by exec)."""
     changed = link.execute(
         "update run set pipeline = ?, trace_id = ?, span_id = ?, start = ?, scheduled = ?, "
-        "attempt = ?, deadline = ?, host = ?, pid = ?, parent_run_id = ? "
+        "attempt = ?, deadline = ?, host = ?, pid = ?, ticks = ?, boot_id = ?, pid_namespace = ?, "
+        "parent_run_id = ? "
         "where id = ? and span_id is null",
         (
             record.pipeline,
@@ -178,8 +179,11 @@ def start_run(
             record.scheduled,
             record.attempt,
             record.deadline,
-            str(process.resource.get("host.name", "")),
+            str(process.resource.get("host.name") or process.host),
             process.pid,
+            process.ticks,
+            process.boot_id,
+            process.pid_namespace,
             record.parent_run_id,
             number,
         ),

@@ -133,7 +133,10 @@ def _descriptor_waits_for(path: str) -> str | None:
         mode = os.stat(path).st_mode
     except OSError:
         return UNREADABLE
-    return SOCKET if stat.S_ISSOCK(mode) or stat.S_ISFIFO(mode) else None
+    if stat.S_ISSOCK(mode) or stat.S_ISFIFO(mode):
+        return SOCKET
+    # Else a terminal, an event, a device: somebody will write there, but nobody knows who.
+    return None if stat.S_ISREG(mode) else UNREADABLE
 
 
 def _channel_waits_for(channel: str | None) -> str | None:

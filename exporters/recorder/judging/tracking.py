@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from typing import Final
 
 from stagewatch import measures
-from stagewatch.exporters.recorder.books import Journal, OpenStage
-from stagewatch.exporters.recorder.closing import known_records
-from stagewatch.exporters.recorder.vitals import Sighting, Vitals
-from stagewatch.exporters.recorder.whereabouts import stage_cell
+from stagewatch.exporters.recorder.intake.books import Journal, OpenStage
+from stagewatch.exporters.recorder.intake.closing import known_records
+from stagewatch.exporters.recorder.judging.whereabouts import stage_cell
+from stagewatch.exporters.recorder.watching.vitals import Sighting, Vitals
 from stagewatch.measures import SECOND
 from stagewatch.records import ProcessStarted
 

@@ -6,17 +6,18 @@ clock change none.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, TypeVar
 
 from stagewatch import measures
-from stagewatch.exporters.recorder.books import Journal
-from stagewatch.exporters.recorder.tracking import ProcessSeen, Rate, StageSeen, uptime_at
-from stagewatch.exporters.recorder.vitals import Sighting
-from stagewatch.exporters.recorder.whereabouts import (
+from stagewatch.exporters.recorder.intake.books import Journal
+from stagewatch.exporters.recorder.judging.tracking import ProcessSeen, Rate, StageSeen, uptime_at
+from stagewatch.exporters.recorder.judging.whereabouts import (
     Place,
     place,
 )
+from stagewatch.exporters.recorder.watching.vitals import Sighting
 from stagewatch.measures import SECOND
 from stagewatch.model import DeclaredStage, Doing
 from stagewatch.records import RunStarted
@@ -86,6 +87,8 @@ class UnderWay:
         self.memory_peak = 0
         self.share: float | None = None
         self._weighed = (uptime, 0.0)
+        self._counted = 0
+        """When its records were last seen to have changed; 0: never looked at."""
 
     @property
     def elapsed(self) -> int:
@@ -171,8 +174,22 @@ class UnderWay:
 
     def count(self, counts: Counts) -> None:
         """Learn how many records it has by now."""
+        if self._counted and counts != self.counts:
+            self._counted = self.clock
+        self._counted = self._counted or self.opened.start
         self.counts = counts
         self.rate.add(self.uptime, counts.records_in, counts.records_out)
+
+    def last_activity(self) -> int:
+        """When it last recorded anything, as far as records, pages and counts tell."""
+        ago = self.now - time.monotonic_ns()
+        found = [self._counted]
+        for _, journal, sighting in self.members:
+            found.append(journal.seen)
+            for thread in sighting.page.threads():
+                begun = thread.operation_start + ago if thread.operation else 0
+                found += (thread.since, begun)
+        return max(found)
 
     def by_pid(self) -> Iterator[ProcessSeen]:
         """One for each process: after an exec it has two journals."""

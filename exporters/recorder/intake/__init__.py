@@ -1,0 +1,1 @@
+"""What journals say, written into the history: runs, stages, spans, totals."""

@@ -1,0 +1,1 @@
+"""Runs under way, and the deaths of their processes: what is to be said of them."""

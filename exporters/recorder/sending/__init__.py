@@ -1,0 +1,1 @@
+"""What waits in the history, on its way to the backend."""

@@ -1,0 +1,1 @@
+"""Processes seen from outside: their journals and pages, how they are, how they ended."""

@@ -109,7 +109,7 @@ class Words:
     """Nanoseconds of CPU that our start-up and our exit handler took."""
     HELD: Final = 5
     """1: the process holds its page (`stagewatch.exporters.life`) for as long as it lives."""
-    USED: Final = 7
+    USED: Final = 6
     """Bytes of the page, from its begin, in which anything is ever stored; 0: any."""
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -65,7 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     if reconfigure := getattr(sys.stdout, "reconfigure", None):
         reconfigure(errors="replace")  # a bar that the terminal cannot show is no reason to fail
-    options = _parser().parse_args(arguments)
+    options, unknown = _parser().parse_known_args(arguments)
+    if unknown:
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if options.version:
         from importlib.metadata import version
 
@@ -108,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=None)
+    parser.set_defaults(run=None, parser=parser)
     parser.add_argument("--version", action="store_true", help="print the version")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
@@ -148,7 +150,8 @@ def _parser() -> argparse.ArgumentParser:
         "watch",
         help="the runs under way: what each is doing, how far, how fast, how late",
         description="The runs under way, trouble first, and those that ended within 5 minutes; "
-        "`q` or Ctrl-C leave. Where stdout is no terminal, once.",
+        "`q` or Ctrl-C leave. Where stdout is no terminal, once; --json without --once goes on, "
+        "a line for every look, there too.",
     )
     watch.add_argument("pipeline", metavar="PIPELINE", nargs="?", help="runs of this one only")
     watch.add_argument(
@@ -185,6 +188,8 @@ def _parser() -> argparse.ArgumentParser:
         description="The JSON schema of stagewatch.yaml: completion and checks in your editor.",
     )
     schema.set_defaults(run=_schema)
+    for command in (run, report, show, watch, ship, doctor, schema):
+        command.set_defaults(parser=command)
     return parser
 
 
@@ -335,6 +340,7 @@ def _ship(options: argparse.Namespace) -> int:
     from stagewatch import reading
     from stagewatch.exporters.recorder.sending.sender import ship
     from stagewatch.exporters.state import destination
+    from stagewatch.figures import items
     from stagewatch.redaction import url
 
     goal = destination(os.environ)
@@ -360,17 +366,19 @@ def _ship(options: argparse.Namespace) -> int:
     if not endpoints:
         print("Nothing is sent from here: OTEL_EXPORTER_OTLP_ENDPOINT is not set.")
     elif pending:
-        waiting = f"{_amounts(pending)} ({shipped.reason})"
-        print(f"Sent {sent:,} items to {where}; still pending: {waiting}.")
+        waiting = f"{items(pending)} ({shipped.reason})"
+        print(f"Sent {_sent(sent)} to {where}; still pending: {waiting}.")
+    elif sent:
+        print(f"Sent {_sent(sent)} to {where}; nothing is pending.")
     else:
-        print(f"Sent {sent:,} items to {where}; nothing is pending.")
+        print(f"Nothing was waiting; all there was is at {where}.")
     for key, amounts in sorted(shipped.elsewhere.items()):
-        print(f"Pending for other settings ({key}): {_amounts(amounts)}.")
+        print(f"Pending for other settings ({key}): {items(amounts)}.")
     return 1 if pending else 0
 
 
-def _amounts(pending: Mapping[str, int]) -> str:
-    return ", ".join(f"{count:,} {signal}" for signal, count in sorted(pending.items()))
+def _sent(number: int) -> str:
+    return "1 item" if number == 1 else f"{number:,} items"
 
 
 def _doctor(options: argparse.Namespace) -> int:

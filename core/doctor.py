@@ -22,9 +22,9 @@ from stagewatch.database import FILE
 from stagewatch.exporters import state
 from stagewatch.exporters.journal import pid_namespace
 from stagewatch.exporters.recorder.start import dies_with_us, has_living_recorder, no_room
-from stagewatch.figures import size
+from stagewatch.figures import items, size
 from stagewatch.history import open_history
-from stagewatch.model import DeclaredStage
+from stagewatch.model import DeclaredStage, Sla
 from stagewatch.semconv import REASON, SIGNAL, TELEMETRY_DROPPED
 
 SIGNS: Final = {
@@ -47,6 +47,7 @@ def examine(environ: Mapping[str, str], directory: Path) -> list[Check]:
     looks: list[tuple[str, Callable[[], Iterable[Check]]]] = [
         ("versions", checks.versions),
         ("configuration", lambda: _configuration(here)),
+        ("configuration", lambda: _without_effect(here)),
         ("settings", lambda: _variables(environ)),
         ("settings", lambda: checks.settings(environ)),
         ("distro", lambda: checks.launcher(environ)),
@@ -112,6 +113,34 @@ def _configuration(here: reading.Place) -> Iterator[Check]:
                 text = f"{pipeline.name}: the script's own functions ({', '.join(late)}) may miss "
                 text += "their first calls on Python 3.11 under a debugger or coverage"
                 yield Check(Level.OK, "configuration", text)
+
+
+def _without_effect(here: reading.Place) -> Iterator[Check]:
+    """What is declared and cannot come to anything; a remark, the rest holds all the same."""
+    is_told = here.config.settings.scheduled_time is not None
+    for pipeline in here.config.pipelines.values():
+        promised, usual = pipeline.sla, Sla()
+        has_time = pipeline.schedule is not None or is_told
+        has_deadline = promised.deadline is not None and has_time
+        remarks = []
+        if promised.deadline is not None and not has_time:
+            remarks.append(
+                "sla.deadline counts from the scheduled time: it needs a schedule or "
+                "STAGEWATCH_SCHEDULED_TIME (did you mean max_duration?)"
+            )
+        if promised.escalation and not has_deadline and promised.max_duration is None:
+            remarks.append("sla.escalation needs a deadline that counts, or a max_duration")
+        for name in ("start_grace", "max_age"):
+            is_declared = getattr(promised, name) != getattr(usual, name)
+            if is_declared and pipeline.schedule is None:
+                remarks.append(f"sla.{name} needs a schedule")
+        if judged := [n for n, s in pipeline.stages.items() if s.max_error_ratio is not None]:
+            remarks.append(f"max_error_ratio ({', '.join(judged)}) is not judged yet")
+        if fresh := [n for n, d in pipeline.datasets.items() if d.freshness is not None]:
+            remarks.append(f"freshness ({', '.join(fresh)}) is not judged yet")
+        for remark in remarks:
+            text = f"{pipeline.name}: without effect: {remark}"
+            yield Check(Level.WARNING, "configuration", text)
 
 
 def _is_in_script(name: str, stage: DeclaredStage) -> bool:
@@ -193,16 +222,16 @@ def _telemetry(here: reading.Place, goal: state.Destination) -> Iterator[Check]:
         return
     for key, signals in sorted(pending.items()):
         if key == goal.key:
-            yield Check(Level.WARNING, "telemetry", f"pending: {_counts(signals)}")
+            yield Check(Level.WARNING, "telemetry", f"pending: {items(signals)}")
         else:
-            text = f"pending for another backend ({key}): {_counts(signals)}"
+            text = f"pending for another backend ({key}): {items(signals)}"
             yield Check(Level.WARNING, "telemetry", text)
     if goal.endpoints and goal.key not in pending:
         yield Check(Level.OK, "telemetry", "nothing is pending")
     for point, count in sorted(dropped.items()):
         if count:
             of = dict(point)
-            text = f"dropped so far: {count:,.0f} {of.get(SIGNAL, 'items')}"
+            text = f"dropped so far: {items({of.get(SIGNAL, 'items'): round(count)})}"
             text += f", because of {of[REASON]}" if REASON in of else ""
             yield Check(Level.WARNING, "telemetry", text)
     if not any(dropped.values()):
@@ -211,7 +240,3 @@ def _telemetry(here: reading.Place, goal: state.Destination) -> Iterator[Check]:
         yield Check(
             Level.OK, "telemetry", f"newest run: {runs[0].run_id[:8]} of {runs[0].pipeline}"
         )
-
-
-def _counts(signals: Mapping[str, int]) -> str:
-    return ", ".join(f"{count:,} {signal}" for signal, count in sorted(signals.items()))

@@ -7,8 +7,10 @@ import os
 import resource
 import sys
 import time
+from typing import Any
 
 from stagewatch import clock, failures, redaction, safety
+from stagewatch.attaching import detach
 from stagewatch.config import Settings
 from stagewatch.exporters.page import Words
 from stagewatch.exporters.recorder import start as recorder_start
@@ -17,6 +19,7 @@ from stagewatch.measures import uptime
 from stagewatch.model import Outcome
 from stagewatch.opened import Opened
 from stagewatch.records import RunExiting
+from stagewatch.stage_calls import drop_first_frame
 
 
 def exiting(opened: Opened) -> None:
@@ -26,6 +29,11 @@ def exiting(opened: Opened) -> None:
     with safety.guarded:
         if is_owner:
             opened.journal.append(_run_exiting(opened))
+    with safety.guarded:
+        # A daemon thread dies where it stands, perhaps with a lock of ours, and a finalizer that
+        # records would wait for it for ever.
+        if len(sys._current_frames()) > 1:
+            detach(opened)
     with safety.guarded:
         if opened.overhead:
             spent = opened.overhead + time.thread_time_ns() - began
@@ -45,6 +53,9 @@ def exiting(opened: Opened) -> None:
 def _run_exiting(opened: Opened) -> RunExiting:
     error: BaseException | None = getattr(sys, "last_value", None)
     outcome, error_type = failures.verdict(error)
+    code = None if outcome is Outcome.SUCCESS else 1
+    if error is None and (_exit_code is not None or _is_script_that_exits()):
+        code, error_type = _exit_code, "SystemExit"
     message = _message(error, opened.settings) if error is not None else None
     usage = resource.getrusage(resource.RUSAGE_SELF)
     attributes = getattr(opened.span, "attributes", None) or {}
@@ -54,7 +65,7 @@ def _run_exiting(opened: Opened) -> RunExiting:
         error_type=error_type,
         error_message=message,
         error_place=failures.error_place(error) if error is not None else None,
-        exit_code=None if outcome is Outcome.SUCCESS else 1,
+        exit_code=code,
         attributes=plain(
             redaction.attributes(attributes, messages=opened.settings.exception_messages)
         ),
@@ -63,6 +74,41 @@ def _run_exiting(opened: Opened) -> RunExiting:
         uptime=uptime(),
         is_final=opened.ships_itself,
     )
+
+
+def _is_script_that_exits() -> bool:
+    # Python takes a script's __file__ away, unless SystemExit ended it: with which code it tells
+    # nobody but the kernel.
+    main = vars(sys.modules["__main__"])
+    return "__file__" in main and main.get("__spec__") is None
+
+
+_exit_code: int | None = None
+
+
+def learn_exit_code() -> None:
+    """Of ``python -m``, where nobody outlives this process who could ask the kernel."""
+    import runpy
+
+    genuine = runpy._run_module_as_main  # type: ignore[attr-defined]
+
+    def run_module_as_main(*args: Any, **kwargs: Any) -> Any:
+        global _exit_code
+        try:
+            return genuine(*args, **kwargs)
+        except BaseException as error:
+            if isinstance(error, SystemExit):
+                _exit_code = _as_status(error.code)
+            drop_first_frame(error)
+            raise
+
+    runpy._run_module_as_main = run_module_as_main  # type: ignore[attr-defined]
+
+
+def _as_status(code: object) -> int:
+    if code is None:
+        return 0
+    return code & 0xFF if isinstance(code, int) else 1
 
 
 def _message(error: BaseException, settings: Settings) -> str | None:

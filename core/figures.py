@@ -92,13 +92,22 @@ def size(count_of_bytes: int) -> str:
 
 
 def lateness(seconds: float) -> str:
-    """Of a lateness minutes matter, not tenths of a second: ``+600ms``, ``+59m``, ``+2h14m``."""
+    """Of a lateness minutes matter, not tenths of a second: ``+600 ms``, ``+59m``, ``+2h14m``."""
     if 1 <= seconds < 59.5:
-        return f"+{seconds:.0f}s"
+        return f"+{seconds:.0f} s"
     if 59.5 <= seconds < 3570:
         return f"+{round(seconds / 60)}m"
     whole_hour = 3600 if seconds >= 3570 else 0
-    return "+" + duration(max(seconds, whole_hour)).replace(" ", "")
+    return "+" + duration(max(seconds, whole_hour))
+
+
+def items(amounts: Mapping[str, int]) -> str:
+    """So many of each, by the plural of its name: ``1 log, 3 traces``."""
+    words = []
+    for name, number in sorted(amounts.items()):
+        one = name.removesuffix("s") if number == 1 else name
+        words.append(f"{number:,} {one}")
+    return ", ".join(words)
 
 
 def percent(ratio: float) -> str:

@@ -6,10 +6,9 @@ import os
 from functools import partial
 
 from stagewatch import recording, safety, tracing
-from stagewatch.exporters import logs, metrics
-from stagewatch.exporters.journal import JournalWriter
+from stagewatch.attaching import attach, detach
 from stagewatch.exporters.recorder import start as recorder_start
-from stagewatch.opened import Opened, process_started, record
+from stagewatch.opened import Opened, process_started
 
 
 @safety.guarded
@@ -19,17 +18,13 @@ def forked(opened: Opened) -> None:
     # Should the next lines fail, the child records nothing: the parent's journal is not its own.
     # The tracer is the parent's: asking for one takes a lock that another thread may have held.
     tracer = recording.active.tracer if recording.active else None
-    recording.stop()
-    if opened.spans is not None:
-        opened.spans.detach()
-    _attach(None)
+    detach(opened)
     opened.owner = opened.overhead = 0
     if tracer is None:
         return
     # Most forked children are about to exec, and never need either.
     opened.journal = opened.journal.of_child(partial(_introduce, opened))
-    record(opened, tracer)
-    _attach(opened.journal)
+    attach(opened, tracer)
     if not isinstance(tracing.innermost.get(), tracing.OpenStage):
         tracing.innermost.set(recording.active)
 
@@ -38,9 +33,3 @@ def _introduce(opened: Opened) -> None:
     """The child has something to say."""
     opened.journal.append(process_started(opened))
     recorder_start.introduce(opened.room, opened.journal.key, os.environ)
-
-
-def _attach(journal: JournalWriter | None) -> None:
-    logs.attach(journal)
-    if metrics.installed is not None:
-        metrics.installed.attach(journal)

@@ -211,6 +211,13 @@ class History:
         """See `measures.usual_duration`, of the last 50 runs that ended well."""
         return measures.usual_duration(self.durations(pipeline))
 
+    def first_start(self, pipeline: str, default: int) -> int:
+        """When the oldest run that is known of the pipeline began; *default* if it is none."""
+        (found,) = self.link.execute(
+            "select min(start) from run where pipeline = ?", [pipeline]
+        ).fetchone()
+        return default if found is None else min(found, default)
+
     def met_slots(self, pipeline: str, limit: int = 400) -> set[int]:
         """Scheduled times that a success or a skip has met, of the last *limit* runs."""
         rows = self.link.execute(

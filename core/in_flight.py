@@ -26,6 +26,7 @@ DOING_STYLES: Final[Mapping[str, str]] = {
 _WAITS: Final[Mapping[str, str]] = {"socket": "a socket", "child": "a child process"}
 _STALE_SECONDS: Final = 15.0
 _GRAVE: Final = frozenset({semconv.RUN_STUCK, semconv.PROCESS_DIED, semconv.TELEMETRY_GAP})
+_TROUBLES: Final = {semconv.STAGE_LATE: "late", semconv.STAGE_SLOW: "slow"}
 _LATE: Final = frozenset({semconv.RUN_LATE, semconv.STAGE_LATE, semconv.STAGE_SLOW})
 
 # --- a run --------------------------------------------------------------------------------------
@@ -58,12 +59,32 @@ def _awaited(live: Live) -> str:
     return _WAITS.get(live.waits_for or "") or where(live)[1]
 
 
-def where(live: Live) -> tuple[str, str]:
-    """The innermost open stages (``load``, ``chunk ×8``) and an operation open in one of them."""
+def troubled(live: Live, notices: Sequence[Notice]) -> dict[str, str]:
+    """Open stages of which it was said that they are ``late`` or ``slow``, by name."""
+    begun: dict[str, int] = {}
+    for stage in live.stages:
+        begun[stage.name] = min(stage.start, begun.get(stage.name, stage.start))
+    return {
+        name: _TROUBLES[notice.name]
+        for notice in notices
+        if notice.name in _TROUBLES
+        and (name := str(notice.attributes.get(semconv.STAGE_NAME))) in begun
+        and begun[name] <= notice.at
+    }
+
+
+def where(live: Live, troubles: Mapping[str, str] | None = None) -> tuple[str, str]:
+    """The innermost open stages (``load``, ``chunk ×8``) and an operation open in one of them.
+
+    *troubles*: see `troubled`; such a stage is marked (``load !slow``).
+    """
     outer = {stage.parent_span_id for stage in live.stages}
     inner = [stage for stage in live.stages if stage.span_id not in outer]
-    names = Counter(plain(stage.name) for stage in inner)
-    stages = ", ".join(f"{name} ×{n}" if n > 1 else name for name, n in names.items())
+    marks = {name: f" !{word}" for name, word in (troubles or {}).items()}
+    names = Counter(stage.name for stage in inner)
+    stages = ", ".join(
+        plain(name) + (f" ×{n}" if n > 1 else "") + marks.get(name, "") for name, n in names.items()
+    )
     operation = next((stage.operation for stage in inner if stage.operation), live.operation)
     return stages, plain(operation or "")
 
@@ -92,7 +113,7 @@ def is_stale(live: Live, now: int) -> bool:
 
 def in_one_line(run: Run, live: Live, now: int) -> Text:
     """One line on what it is doing and how far it is; lateness so far has a place elsewhere."""
-    line = Text(overflow="fold")
+    line = Text()
     line.append(f"{run.run_id[:8]} ")
     line.append(plain(run.pipeline), "bold")
     line.append(": ")
@@ -112,15 +133,14 @@ def in_one_line(run: Run, live: Live, now: int) -> Text:
 # --- what was said of it ------------------------------------------------------------------------
 
 
-def notice_text(notice: Notice, now: int) -> Text:
-    """Time, what was said, and the particulars: ``02:45:00  run late by 3m05s, warning``."""
+def notice_text(notice: Notice) -> Text:
+    """What was said, and the particulars: ``run late by 3m05s, warning``."""
     style = "red" if notice.name in _GRAVE else "yellow" if notice.name in _LATE else ""
     said = notice.attributes
     # What stands on it of the run's own lateness is beside the point of what is said of a stage.
     measure = semconv.RUN_LATENESS if notice.name == semconv.RUN_LATE else semconv.STAGE_LATENESS
     late = said.get(measure)
     text = Text()
-    text.append(f"{clock(notice.at, now)}  ", "dim")
     text.append(plain(notice.name), style)
     if late:
         text.append(f" by {duration(late)}", style)

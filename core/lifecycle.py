@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import functools
 import os
+import sys
 import time
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -18,7 +19,7 @@ from opentelemetry import trace
 from opentelemetry.trace import Span
 
 from stagewatch import recording, semconv, tracing
-from stagewatch.exiting import exiting
+from stagewatch.exiting import exiting, learn_exit_code
 from stagewatch.exporters import metrics
 from stagewatch.exporters.journal import JournalWriter
 from stagewatch.exporters.page import Words
@@ -51,6 +52,8 @@ def open_run(
 
         place = _opened.state_directory, _opened.room
         resident.start(*place, environment(prepared.config), _opened.alone)
+        if "-m" in sys.orig_argv:
+            learn_exit_code()
     _begin(_opened)
     _opened.overhead = time.thread_time_ns() - _began
     _opened.cpu_before = time.process_time()

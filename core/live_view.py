@@ -18,6 +18,7 @@ from rich.segment import Segment
 from rich.style import Style
 
 from stagewatch import reading
+from stagewatch.columns import Column, cells, fitting
 from stagewatch.figures import (
     SECOND,
     STYLES,
@@ -41,6 +42,7 @@ from stagewatch.in_flight import (
     is_stale,
     place,
     remaining,
+    troubled,
     where,
     whole_percent,
 )
@@ -60,11 +62,13 @@ class Look(Struct, frozen=True, kw_only=True):
 
     now: int
     active: tuple[Run, ...]
-    """Dead ones that were not taken in yet, then late ones, then stuck ones, then the others; the
-    oldest first among each."""
+    """Dead ones that were not taken in yet, then late ones, then stuck ones, then those with a
+    late or slow stage, then the others; the oldest first among each."""
     lives: dict[str, Live]
     """By run id; of a very young run there is none."""
     ended: tuple[Run, ...]
+    troubles: dict[str, dict[str, str]] = {}
+    """By run id, of those that have a late or slow stage: see `stagewatch.in_flight.troubled`."""
     is_complete: bool = True
     """Whether every recorder has answered."""
 
@@ -75,15 +79,24 @@ def look(history: History, now: int, pipeline: str | None, *, is_complete: bool 
     ended = history.ended(now - round(ENDED_SECONDS * SECOND), limit=100)
     lives = reading.lives(history, active, now)
 
-    def trouble(run: Run) -> tuple[bool, bool, bool, int]:
+    found = {
+        run_id: troubled(live, history.notices(run_id))
+        for run_id, live in lives.items()
+        if live.stages
+    }
+    troubles = {run_id: stages for run_id, stages in found.items() if stages}
+
+    def trouble(run: Run) -> tuple[bool, bool, bool, bool, int]:
         live = lives.get(run.run_id)
         is_dead, is_stuck = _is(Doing.DEAD, live), _is(Doing.STUCK, live)
-        return not is_dead, lateness_of(run, now) == 0, not is_stuck, run.start
+        is_late = lateness_of(run, now) > 0
+        return not is_dead, not is_late, not is_stuck, run.run_id not in troubles, run.start
 
     return Look(
         now=now,
         active=tuple(sorted(active, key=trouble)),
         lives=lives,
+        troubles=troubles,
         ended=tuple(run for run in ended if pipeline in (None, run.pipeline))[:_MOST_ENDED],
         is_complete=is_complete,
     )
@@ -110,18 +123,7 @@ class _Row(Struct, frozen=True):
     run: Run
     live: Live | None
     now: int
-
-
-class _Column(Struct, frozen=True):
-    head: str
-    importance: int
-    """The one with the highest number goes first, where the console is narrow."""
-    narrowest: int
-    widest: int
-    is_right: bool
-    text: Callable[[_Row], str]
-    is_snug: bool = False
-    """As wide as its longest text; others keep their width, so that nothing jumps between looks."""
+    troubles: Mapping[str, str] = {}
 
 
 def _doing(row: _Row) -> str:
@@ -130,7 +132,7 @@ def _doing(row: _Row) -> str:
 
 def _stage(row: _Row) -> str:
     if row.live:
-        return " · ".join(filter(None, where(row.live)))
+        return " · ".join(filter(None, where(row.live, row.troubles)))
     words = (plain(row.run.error_type or ""), place(row.run.last_stage, row.run.last_operation))
     return " ".join(filter(None, words))
 
@@ -145,7 +147,7 @@ def _progress(row: _Row) -> str:
 
 def _to_go(row: _Row) -> str:
     seconds = remaining(row.live, row.now) if row.live else None
-    return "" if seconds is None else _short(seconds)
+    return "" if seconds is None else duration(seconds)
 
 
 def _records(row: _Row) -> str:
@@ -166,7 +168,7 @@ def _cores(row: _Row) -> str:
 
 def _memory(row: _Row) -> str:
     used = row.live.memory if row.live else row.run.memory_peak
-    return "" if used is None else size(used).replace(" ", "")
+    return "" if used is None else size(used)
 
 
 def _late(row: _Row) -> str:
@@ -174,23 +176,29 @@ def _late(row: _Row) -> str:
     return lateness(late) if late > 0 else ""
 
 
-def _short(seconds: float) -> str:
-    return duration(seconds).replace(" ", "")
+def _words(
+    head: str, importance: int, narrowest: int, widest: int, text: Callable[[_Row], str]
+) -> Column:
+    return Column(head=head, text=text, importance=importance, narrowest=narrowest, widest=widest)
+
+
+def _figures(head: str, importance: int, width: int, text: Callable[[_Row], str]) -> Column:
+    return Column(head=head, text=text, importance=importance, width=width, is_right=True)
 
 
 _COLUMNS: Final = (
-    _Column("pipeline", 0, 8, 32, False, lambda row: plain(row.run.pipeline), is_snug=True),
-    _Column("run", 8, 8, 8, False, lambda row: row.run.run_id[:8]),
-    _Column("doing", 1, 7, 12, False, _doing, is_snug=True),
-    _Column("stage", 4, 16, 40, False, _stage),
-    _Column("took", 2, 6, 6, True, lambda row: _short(seconds_of(row.run, row.now))),
-    _Column("progress", 5, 14, 14, False, _progress),
-    _Column("to go", 6, 6, 6, True, _to_go),
-    _Column("records", 11, 7, 7, True, _records),
-    _Column("rec/s", 7, 5, 5, True, _rate),
-    _Column("cores", 9, 5, 5, True, _cores),
-    _Column("memory", 10, 6, 6, True, _memory),
-    _Column("late", 3, 6, 6, True, _late),
+    _words("pipeline", 0, 8, 32, lambda row: plain(row.run.pipeline)),
+    Column(head="run", text=lambda row: row.run.run_id[:8], importance=8),
+    _words("doing", 1, 7, 12, _doing),
+    Column(head="stage", text=_stage, importance=4, narrowest=16, width=40),
+    _figures("took", 2, 6, lambda row: duration(seconds_of(row.run, row.now))),
+    Column(head="progress", text=_progress, importance=5, width=14),
+    _figures("to go", 6, 6, _to_go),
+    _figures("records", 11, 7, _records),
+    _figures("rec/s", 7, 5, _rate),
+    _figures("cores", 9, 5, _cores),
+    _figures("memory", 10, 6, _memory),
+    _figures("late", 3, 7, _late),
 )
 
 
@@ -206,7 +214,10 @@ class LiveTable(Struct, frozen=True):
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         seen = self.seen
         yield from self._title(console, options.max_width)
-        active = [_Row(run, seen.lives.get(run.run_id), seen.now) for run in seen.active]
+        active = [
+            _Row(run, seen.lives.get(run.run_id), seen.now, seen.troubles.get(run.run_id, {}))
+            for run in seen.active
+        ]
         ended = [_Row(run, None, seen.now) for run in seen.ended]
         if not active:
             yield from _said(
@@ -221,7 +232,7 @@ class LiveTable(Struct, frozen=True):
             room -= len(ended) + 2 if ended else 0
             if len(active) > room:
                 shown, more = active[: max(room - 1, 0)], len(active) - max(room - 1, 0)
-        columns = _fitting([*shown, *ended], options.max_width)
+        columns = fitting(_COLUMNS, [*shown, *ended], options.max_width)
         bold, dim = console.get_style("bold"), console.get_style("dim")
         if shown:
             yield from aligned(
@@ -235,7 +246,7 @@ class LiveTable(Struct, frozen=True):
             yield from _said("", "just ended", style=dim)
         for row in ended:
             outcome = console.get_style(STYLES[_doing(row)]) + dim
-            yield from aligned(_styled(row, columns, {"doing": outcome}, dim))
+            yield from aligned(cells(columns, row, {"doing": outcome}, dim))
 
     def _title(self, console: Console, width: int) -> Iterator[Segment]:
         seen = self.seen
@@ -249,6 +260,9 @@ class LiveTable(Struct, frozen=True):
             parts.append(Segment(f", {late} late", console.get_style("red")))
         if stuck:
             parts.append(Segment(f", {stuck} stuck", console.get_style("bold red")))
+        if seen.troubles:
+            words = f", {len(seen.troubles)} with a late or slow stage"
+            parts.append(Segment(words, console.get_style("red")))
         if dead:
             parts.append(Segment(f", {dead} dead, not taken in yet", console.get_style("bold red")))
         if not seen.is_complete:
@@ -268,41 +282,11 @@ def _said(*lines: str, style: Style | None = None) -> Iterator[Segment]:
         yield Segment.line()
 
 
-def _cells(row: _Row, columns: Sequence[tuple[_Column, int]], console: Console) -> list[Cell]:
+def _cells(row: _Row, columns: Sequence[tuple[Column, int]], console: Console) -> list[Cell]:
     doing = console.get_style(DOING_STYLES[doing_word(row.live)])
     styles = {"doing": doing, "progress": doing, "late": console.get_style("red")}
+    if row.troubles:
+        styles["stage"] = console.get_style("red")
     # What no recorder looks at any more is an old truth.
     other = console.get_style("dim") if row.live and is_stale(row.live, row.now) else None
-    return _styled(row, columns, styles, other)
-
-
-def _styled(
-    row: _Row,
-    columns: Sequence[tuple[_Column, int]],
-    styles: Mapping[str, Style],
-    other: Style | None,
-) -> list[Cell]:
-    return [
-        Cell(column.text(row), width, styles.get(column.head, other), column.is_right)
-        for column, width in columns
-    ]
-
-
-def _fitting(rows: Sequence[_Row], width: int) -> list[tuple[_Column, int]]:
-    """The columns there is room for, with their widths; one that says nothing is left out."""
-    wanted = {}
-    for column in _COLUMNS:
-        longest = max((cell_len(column.text(row)) for row in rows), default=0)
-        if longest:
-            snug = min(max(longest, column.narrowest), column.widest)
-            wanted[column] = snug if column.is_snug else column.widest
-    kept = sorted(wanted, key=lambda column: column.importance)
-    while len(kept) > 1 and sum(column.narrowest + 1 for column in kept) - 1 > width:
-        kept.pop()
-    spare = width - sum(column.narrowest + 1 for column in kept) + 1
-    widths = {}
-    for column in kept:
-        given = min(max(spare, 0), wanted[column] - column.narrowest)
-        widths[column] = column.narrowest + given
-        spare -= given
-    return [(column, widths[column]) for column in _COLUMNS if column in widths]
+    return cells(columns, row, styles, other)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator
+from itertools import chain, islice, takewhile
 from math import ceil, floor
 from time import clock_gettime_ns
 from typing import TYPE_CHECKING
@@ -162,24 +163,34 @@ def scheduled_time(
 ) -> int | None:
     """The tick a run that started at `start` is for, in ns (decision 13).
 
-    The oldest tick that no run has met, not later than start + start grace and not older than the
-    maximum age; without a maximum age only the newest tick is asked. At most `MAX_TICKS` ticks are
-    looked at. None where all are met, or there is no schedule.
+    With a maximum age the oldest tick within it that no run has met. Without one the last tick
+    before the start, if it is no older than the start grace; else the next one, if the run is no
+    earlier than the start grace; else the last one all the same. Nobody is early for a tick who is
+    nearer to the one before it. None where all are met, or there is no schedule.
 
-    `met` says of a tick's time in ns whether a success or a skip has met it.
+    `met` says of a tick's time in ns whether a success or a skip has met it; it is asked of at
+    most `MAX_TICKS` ticks.
     """
     if schedule is None:
         return None
-    oldest_allowed = None if sla.max_age is None else start - round(sla.max_age * SECOND)
-    unmet = None
-    for count, tick in enumerate(ticks(schedule, start + round(sla.start_grace * SECOND))):
-        if count == MAX_TICKS or (oldest_allowed is not None and tick < oldest_allowed):
+    grace = round(sla.start_grace * SECOND)
+    upcoming, passed = None, ticks(schedule, start + grace)
+    for tick in passed:
+        if tick <= start:
+            passed = chain([tick], passed)
+            if upcoming is not None and upcoming - start > start - tick:
+                upcoming = None
             break
-        if not met(tick):
-            unmet = tick
-        if oldest_allowed is None:
-            break
-    return unmet
+        upcoming = tick
+    if sla.max_age is None:
+        candidates = [tick for tick in (next(passed, None), upcoming) if tick is not None]
+        if candidates and start - candidates[0] > grace:
+            candidates.reverse()
+    else:
+        oldest = start - round(sla.max_age * SECOND)
+        recent = takewhile(lambda tick: tick >= oldest, islice(passed, MAX_TICKS))
+        candidates = [*reversed(list(recent)), *([] if upcoming is None else [upcoming])]
+    return next((tick for tick in candidates if not met(tick)), None)
 
 
 def ticks(schedule: Schedule, latest: int) -> Iterator[int]:

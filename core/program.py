@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from importlib import import_module
 
 from msgspec import Struct
 
@@ -80,6 +81,17 @@ def _shell_script(arguments: Sequence[str]) -> str | None:
 
 def _is_flags(argument: str) -> bool:
     return argument.startswith("-") and not argument.startswith("--") and argument[1:].isalpha()
+
+
+def is_within() -> bool:
+    """Whether this interpreter is one within another: a sub-interpreter."""
+    for name in ("_interpreters", "_xxsubinterpreters"):  # since Python 3.13, before
+        try:
+            interpreters = import_module(name)
+        except ImportError:
+            continue
+        return bool(interpreters.get_current() != interpreters.get_main())
+    return False
 
 
 class ParentRun(Struct, frozen=True):

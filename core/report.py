@@ -9,16 +9,14 @@ Keys of ``stagewatch report --json``: ``runs``, newest first, each as `run_json`
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from msgspec import Struct
-from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.segment import Segment
-from rich.style import Style
 from rich.text import Text
 
+from stagewatch.columns import Column, Parts, cells, fitting
 from stagewatch.figures import (
     DEAD,
     NOTHING,
@@ -43,7 +41,7 @@ from stagewatch.figures import (
 from stagewatch.in_flight import DOING_STYLES, doing_word, in_one_line, live_json
 from stagewatch.model import Doing, Live, Outcome, Run
 
-_NARROWEST_BAR: Final = 3
+_NARROWEST_BAR: Final = 5
 _WIDEST_BAR: Final = 20
 
 # --- the list of runs -------------------------------------------------------------------------
@@ -100,8 +98,17 @@ def _is_dead(live: Live | None) -> bool:
     return live is not None and live.doing is Doing.DEAD
 
 
+class _Row(Struct, frozen=True):
+    run: Run
+    now: int
+    word: str
+    """What it is doing, or how it ended."""
+    share: float
+    """Of the longest run's duration."""
+
+
 class RunsTable(Struct, frozen=True):
-    """The last runs as a table that fits the console's width, 80 columns and more."""
+    """The last runs as a table: where the console is narrow it loses columns, never a figure."""
 
     runs: tuple[Run, ...]
     now: int
@@ -109,78 +116,86 @@ class RunsTable(Struct, frozen=True):
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         longest = max((seconds_of(run, self.now) for run in self.runs), default=0.0)
-        words = [self._word(run) for run in self.runs]
-        rows = [_cells(run, word, self.now) for run, word in zip(self.runs, words, strict=True)]
-        widths = [max(cell_len(row[i]) for row in [_HEADS, *rows]) for i in range(len(_HEADS))]
-        # One column of space after each; what is wide gives way to the width there is.
-        spare = options.max_width - sum(widths) - len(widths) - _NARROWEST_BAR
-        for i, narrowest in _GIVING_WAY:
-            widths[i] -= (given := min(max(-spare, 0), max(widths[i] - narrowest, 0)))
-            spare += given
-        bar_width = min(_WIDEST_BAR, _NARROWEST_BAR + max(spare, 0))
-        widths.insert(_BAR, bar_width)
+        rows = [self._row(run, longest) for run in self.runs]
+        columns = fitting(_COLUMNS, rows, options.max_width)
         bold, red = console.get_style("bold"), console.get_style("red")
-        heads = (*_HEADS[:_BAR], "", *_HEADS[_BAR:])
-        yield from _line(heads, widths, dict.fromkeys(range(len(heads)), bold))
-        for run, word, row in zip(self.runs, words, rows, strict=True):
-            share = seconds_of(run, self.now) / longest if longest else 0.0
-            outcome = console.get_style(_WORD_STYLES[word])
-            styles = {_OUTCOME: outcome, _BAR: outcome}
-            if lateness_of(run, self.now) > 0:
-                styles[_BAR + 1] = red
-            yield from _line((*row[:_BAR], bar(share, bar_width), *row[_BAR:]), widths, styles)
+        yield from aligned(
+            [Cell(column.head, width, bold, column.is_right) for column, width in columns]
+        )
+        for row in rows:
+            outcome = console.get_style(_WORD_STYLES[row.word])
+            styles = {"outcome": outcome, _BAR: outcome, "late": red}
+            yield from aligned(cells(columns, row, styles))
 
-    def _word(self, run: Run) -> str:
-        return outcome_word(run) if run.outcome else doing_word(self.lives.get(run.run_id))
-
-
-def _line(
-    texts: Sequence[str], widths: Sequence[int], styles: Mapping[int, Style]
-) -> Iterator[Segment]:
-    columns = enumerate(zip(texts, widths, strict=True))
-    return aligned([Cell(text, width, styles.get(i), i >= _TOOK) for i, (text, width) in columns])
+    def _row(self, run: Run, longest: float) -> _Row:
+        word = outcome_word(run) if run.outcome else doing_word(self.lives.get(run.run_id))
+        share = seconds_of(run, self.now) / longest if longest else 0.0
+        return _Row(run, self.now, word, share)
 
 
-_HEADS: Final = (
-    "started", "run", "pipeline", "outcome", "took", "late", "in", "out", "rec/s", "err",
-)  # fmt: skip
-_NAME, _OUTCOME, _TOOK, _BAR = 2, 3, 4, 5
-_GIVING_WAY: Final = ((_NAME, 8), (_OUTCOME, 8), (_NAME, 5))
-"""Columns and the width down to which each is cut, one after the other."""
+def _started(row: _Row) -> str:
+    same_year = at(row.run.start).year == at(row.now).year
+    return f"{at(row.run.start).astimezone():{'%m-%d %H:%M' if same_year else '%Y-%m-%d'}}"
 
 
+def _late(row: _Row) -> str:
+    late = lateness_of(row.run, row.now)
+    return lateness(late) if late > 0 else NOTHING
+
+
+def _errors(row: _Row) -> str:
+    """What failed without a rejected record has no ratio to tell: 0 % would read as "all well"."""
+    ratio = error_ratio_of(row.run)
+    return percent(ratio) if ratio or row.word == Outcome.SUCCESS else NOTHING
+
+
+_BAR: Final = ""
 _WORD_STYLES: Final = {**STYLES, **DOING_STYLES}
-
-
-def _cells(run: Run, word: str, now: int) -> tuple[str, ...]:
-    late = lateness_of(run, now)
-    same_year = at(run.start).year == at(now).year
-    return (
-        f"{at(run.start).astimezone():{'%m-%d %H:%M' if same_year else '%Y-%m-%d'}}",
-        run.run_id[:8],
-        plain(run.pipeline),
-        word,
-        duration(seconds_of(run, now)).replace(" ", ""),
-        lateness(late) if late > 0 else NOTHING,
-        count(run.records_in),
-        count(run.records_out),
-        count(throughput_of(run, now)),
-        percent(error_ratio_of(run)).replace(" ", "") if run.outcome else NOTHING,
-    )
+_COLUMNS: Final = (
+    Column(head="started", text=_started, importance=3),
+    Column(head="run", text=lambda row: row.run.run_id[:8], importance=5),
+    Column(head="pipeline", text=lambda row: plain(row.run.pipeline), importance=0, narrowest=8),
+    Column(head="outcome", text=lambda row: row.word, importance=1, narrowest=8),
+    Column(
+        head="took",
+        text=lambda row: duration(seconds_of(row.run, row.now)),
+        importance=2,
+        is_right=True,
+    ),
+    Column(
+        head=_BAR,
+        text=lambda row: bar(row.share, _WIDEST_BAR),
+        importance=10,
+        narrowest=_NARROWEST_BAR,
+        cut=lambda row, width: bar(row.share, width),
+    ),
+    Column(head="late", text=_late, importance=4, is_right=True),
+    Column(head="in", text=lambda row: count(row.run.records_in), importance=6, is_right=True),
+    Column(head="out", text=lambda row: count(row.run.records_out), importance=7, is_right=True),
+    Column(
+        head="rec/s",
+        text=lambda row: count(throughput_of(row.run, row.now)),
+        importance=9,
+        is_right=True,
+    ),
+    Column(head="err", text=_errors, importance=8, is_right=True),
+)
 
 
 def report(
     runs: Sequence[Run], summaries: Sequence[Summary], now: int, lives: Mapping[str, Live]
 ) -> RenderableType:
     """The table of runs, newest first, a line for each one under way and each pipeline."""
-    under_way = [in_one_line(run, lives[run.run_id], now) for run in runs if run.run_id in lives]
-    lines = [_summary_line(summary, now) for summary in summaries]
+    under_way = [
+        Parts(in_one_line(run, lives[run.run_id], now)) for run in runs if run.run_id in lives
+    ]
+    lines = [Parts(_summary_line(summary, now)) for summary in summaries]
     gap = [Text()] if under_way else []
     return Group(RunsTable(tuple(runs), now, lives), *gap, *under_way, Text(), *lines)
 
 
 def _summary_line(summary: Summary, now: int) -> Text:
-    line = Text(overflow="fold")
+    line = Text()
     line.append(plain(summary.pipeline), "bold")
     line.append(f": {summary.runs} {'run' if summary.runs == 1 else 'runs'}")
     for word in STYLES:

@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any, Final
 
+from msgspec import Struct
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
+from stagewatch.columns import Column, Parts, Rows, in_the_middle
 from stagewatch.figures import (
     SECOND,
     at,
@@ -124,12 +125,14 @@ def _header(run: Run, live: Live | None, now: int) -> RenderableType:
     facts.append(("records", _records(run, live, now)))
     if usage := _usage_so_far(live) if live else _usage(run, now):
         facts.append(("used", usage))
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="dim")
-    grid.add_column(overflow="fold")
-    for name, value in facts:
-        grid.add_row(name, value if isinstance(value, Text) else Text(value))
-    return Group(title, grid)
+    width = max(len(name) for name, _ in facts) + 2
+    return Group(
+        title,
+        *(
+            Parts(value if isinstance(value, Text) else Text(value), Text(f"{name:{width}}", "dim"))
+            for name, value in facts
+        ),
+    )
 
 
 def _deadline(run: Run, deadline: int, live: Live | None, now: int) -> Text:
@@ -181,7 +184,7 @@ def _usage(run: Run, now: int) -> str:
     words = []
     if run.cpu_seconds is not None:
         seconds = seconds_of(run, now)
-        share = f" ({round(100 * run.cpu_seconds / seconds)} %)" if seconds else ""
+        share = f" ({round(100 * run.cpu_seconds / seconds)} % of a core)" if seconds else ""
         words.append(f"{duration(run.cpu_seconds)} CPU{share}")
     if run.memory_peak:
         words.append(f"{size(run.memory_peak)} memory at its peak")
@@ -211,9 +214,11 @@ def _usage_so_far(live: Live) -> str:
 def _notices(notices: Sequence[Notice], now: int, *, everything: bool) -> RenderableType:
     """The last ones, oldest first; the Python stack of a stuck run under its notice."""
     shown = notices if everything else notices[-_MOST_NOTICES:]
-    lines = [Text(f"… {len(notices) - len(shown):,} before", "dim")] if shown != notices else []
+    lines: list[RenderableType] = []
+    if shown != notices:
+        lines.append(Text(f"… {len(notices) - len(shown):,} before", "dim"))
     for notice in shown:
-        lines.append(notice_text(notice, now))
+        lines.append(Parts(notice_text(notice), Text(f"{clock(notice.at, now)}  ", "dim")))
         stack = str(notice.attributes.get(STACKTRACE) or "").splitlines()
         kept = stack if everything else stack[:_MOST_STACK_LINES]
         lines += [Text(f"  {plain(line)}", "dim") for line in kept]
@@ -222,39 +227,58 @@ def _notices(notices: Sequence[Notice], now: int, *, everything: bool) -> Render
     return Group(*lines)
 
 
+class _Failure(Struct, frozen=True):
+    what: str
+    calls: int
+    stage: str
+
+
+_FAILURES: Final = (
+    Column(head="failed calls", text=lambda row: row.what, importance=0, narrowest=24),
+    Column(head="calls", text=lambda row: count(row.calls), importance=1, is_right=True),
+    Column(head="stage", text=lambda row: row.stage, importance=2, narrowest=8),
+)
+
+
 def _failures(operations: Sequence[Operation]) -> RenderableType:
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column("failed calls", overflow="ellipsis", no_wrap=True)
-    table.add_column("calls", justify="right", no_wrap=True)
-    table.add_column("stage", overflow="ellipsis", no_wrap=True)
-    for operation in operations:
-        for error_type, calls in operation.errors.items():
-            table.add_row(
-                Text(f"{plain(operation.name)}: {plain(error_type)}", "red"),
-                count(calls),
-                Text(plain(operation.stage)),
-            )
-    return table
+    rows = tuple(
+        _Failure(f"{plain(operation.name)}: {plain(error)}", calls, plain(operation.stage))
+        for operation in operations
+        for error, calls in operation.errors.items()
+    )
+    return Rows(_FAILURES, rows, lambda row: "red")
+
+
+_DATASETS: Final = (
+    Column(
+        head="",
+        text=lambda row: "read" if row.direction == "in" else "wrote",
+        importance=1,
+    ),
+    Column(
+        head="dataset",
+        text=lambda row: plain(row.uri),
+        importance=0,
+        narrowest=32,
+        cut=lambda row, width: in_the_middle(plain(row.uri), width),
+    ),
+    Column(head="rows", text=lambda row: exact(row.rows), importance=2, is_right=True),
+    Column(
+        head="bytes",
+        text=lambda row: "" if row.bytes is None else size(row.bytes),
+        importance=4,
+        is_right=True,
+    ),
+    Column(head="stage", text=lambda row: plain(row.stage), importance=3, narrowest=8),
+)
 
 
 def _datasets(datasets: Sequence[Dataset], *, everything: bool) -> RenderableType:
     shown = datasets if everything else datasets[:_MOST_DATASETS]
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column("dataset", overflow="fold")
-    for head in ("rows", "bytes"):
-        table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("stage", no_wrap=True, overflow="ellipsis")
-    for dataset in shown:
-        verb = "read  " if dataset.direction == "in" else "wrote "
-        table.add_row(
-            Text.assemble((verb, "dim"), plain(dataset.uri)),
-            exact(dataset.rows),
-            "" if dataset.bytes is None else size(dataset.bytes),
-            Text(plain(dataset.stage)),
-        )
-    if len(shown) < len(datasets):
-        table.add_row(Text(f"… {len(datasets) - len(shown):,} more", "dim"))
-    return table
+    table = Rows(_DATASETS, tuple(shown))
+    if len(shown) == len(datasets):
+        return table
+    return Group(table, Text(f"… {len(datasets) - len(shown):,} more", "dim"))
 
 
 def _error(run: Run) -> RenderableType:

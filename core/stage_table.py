@@ -10,10 +10,9 @@ from typing import Final, TypeVar
 
 from msgspec import Struct
 from rich.console import RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from stagewatch import measures
+from stagewatch.columns import Column, Rows
 from stagewatch.figures import NOTHING, SECOND, count, duration, exact, percent, plain, size
 from stagewatch.model import LiveStage, Stage
 from stagewatch.tree import OPEN
@@ -27,21 +26,12 @@ def stage_table(
     A column in which no stage has anything to say is left out.
     """
     rows = [_ended(stage) for stage in stages] + _open_stages(still_open, now)
-    columns = [column for column in _COLUMNS if any(column[2](row) for row in rows)]
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    for head, _, _ in columns:
-        words = head in ("stage", "failed")
-        table.add_column(
-            head,
-            justify="left" if words else "right",
-            overflow="ellipsis",
-            no_wrap=True,
-            min_width=None if words else len(head),
-        )
-    for row in rows:
-        style = "red" if row.stage.failed else "cyan" if row.still_open else ""
-        table.add_row(*(Text(cell(row), style) for _, cell, _ in columns))
-    return table
+    columns = [column for column, says in _COLUMNS if any(map(says, rows))]
+    return Rows(tuple(columns), tuple(rows), _style)
+
+
+def _style(row: _Row) -> str:
+    return "red" if row.stage.failed else "cyan" if row.still_open else ""
 
 
 def throughput(stage: Stage) -> float | None:
@@ -111,9 +101,6 @@ def _known_sum(values: Iterable[_Number | None]) -> _Number | None:
     return sum(known[1:], known[0]) if known else None
 
 
-_Column = tuple[str, Callable[[_Row], str], Callable[[_Row], object]]
-
-
 def _name(row: _Row) -> str:
     return plain(row.stage.name) + (OPEN if row.still_open else "")
 
@@ -122,48 +109,64 @@ def _calls(row: _Row) -> str:
     return f"{count(row.still_open)} open" if row.still_open else count(row.stage.calls)
 
 
+def _cpu(seconds: float | None) -> str:
+    return duration(seconds) if seconds else NOTHING
+
+
 def _bytes(amount: int) -> str:
     return size(amount) if amount else NOTHING
 
 
-# Head, what stands in the cell, and whether the stage has anything to say in this column.
-_COLUMNS: Final[tuple[_Column, ...]] = (
-    ("stage", _name, lambda row: True),
-    ("calls", _calls, lambda row: True),
-    ("took", lambda row: duration(row.stage.seconds), lambda row: True),
+def _figures(head: str, importance: int, text: Callable[[_Row], str]) -> Column:
+    return Column(head=head, text=text, importance=importance, is_right=True)
+
+
+# Each with whether a stage has anything to say in it.
+_COLUMNS: Final[tuple[tuple[Column, Callable[[_Row], object]], ...]] = (
+    (Column(head="stage", text=_name, importance=0, narrowest=8), lambda row: True),
+    (_figures("calls", 7, _calls), lambda row: True),
+    (_figures("took", 1, lambda row: duration(row.stage.seconds)), lambda row: True),
     (
-        "in",
-        lambda row: exact(row.stage.records_in),
+        _figures("in", 3, lambda row: exact(row.stage.records_in)),
         lambda row: row.stage.records_in is not None,
     ),
     (
-        "out",
-        lambda row: exact(row.stage.records_out),
+        _figures("out", 4, lambda row: exact(row.stage.records_out)),
         lambda row: row.stage.records_out is not None,
     ),
     (
-        "rejected",
-        lambda row: exact(row.stage.records_rejected),
+        _figures("rejected", 5, lambda row: exact(row.stage.records_rejected)),
         lambda row: row.stage.records_rejected,
     ),
-    ("rec/s", lambda row: count(row.throughput), lambda row: row.throughput),
-    ("errors", lambda row: percent(row.error_ratio), lambda row: row.error_ratio),
-    ("retries", lambda row: count(row.stage.retries), lambda row: row.stage.retries),
-    ("bytes in", lambda row: _bytes(row.stage.bytes_in), lambda row: row.stage.bytes_in),
-    ("bytes out", lambda row: _bytes(row.stage.bytes_out), lambda row: row.stage.bytes_out),
+    (_figures("rec/s", 8, lambda row: count(row.throughput)), lambda row: row.throughput),
+    (_figures("errors", 6, lambda row: percent(row.error_ratio)), lambda row: row.error_ratio),
     (
-        "CPU",
-        lambda row: duration(row.stage.cpu_seconds) if row.stage.cpu_seconds else NOTHING,
+        _figures("retries", 11, lambda row: count(row.stage.retries)),
+        lambda row: row.stage.retries,
+    ),
+    (
+        _figures("bytes in", 12, lambda row: _bytes(row.stage.bytes_in)),
+        lambda row: row.stage.bytes_in,
+    ),
+    (
+        _figures("bytes out", 13, lambda row: _bytes(row.stage.bytes_out)),
+        lambda row: row.stage.bytes_out,
+    ),
+    (
+        _figures("CPU", 10, lambda row: _cpu(row.stage.cpu_seconds)),
         lambda row: row.stage.cpu_seconds,
     ),
     (
-        "peak",
-        lambda row: _bytes(row.stage.memory_peak or 0),
+        _figures("peak", 9, lambda row: _bytes(row.stage.memory_peak or 0)),
         lambda row: row.stage.memory_peak,
     ),
     (
-        "failed",
-        lambda row: plain(row.stage.error_type or ""),
+        Column(
+            head="failed",
+            text=lambda row: plain(row.stage.error_type or ""),
+            importance=2,
+            narrowest=10,
+        ),
         lambda row: row.stage.error_type,
     ),
 )

@@ -53,6 +53,8 @@ def prepare(what: program.Program | None = None) -> Prepared | None:
             _logger.warning("stagewatch goes on with defaults, its file unused: %s", fault)
         pipeline = config.pipeline_for(what.script, what.module)
         parent = program.parent_run(os.environ.get(RUN_VARIABLE))
+        if parent is not None and parent.is_ours and program.is_within():
+            return None
         is_child_run = (
             parent is not None
             and not parent.is_ours

@@ -28,6 +28,8 @@ from stagewatch.safety import report
 FULL_SPANS = 100
 """Calls of one stage name in a run that get a span; the rest fold into a tally."""
 
+_MOST_RECORDS = 1 << 53
+"""What page, history and protobuf hold, also in sums."""
 STAGE_KEY = otel_context.create_key("stagewatch-stage")
 """Where the current stage is in an OpenTelemetry context, which pools hand on to their threads."""
 innermost: ContextVar[OpenStage | Recording | None] = ContextVar("stagewatch", default=None)
@@ -153,9 +155,9 @@ class OpenStage:
         """Add records read, written and rejected to those of this stage."""
         try:
             self.count(
-                None if in_ is None else int(in_),
-                None if out is None else int(out),
-                0 if rejected is None else int(rejected),
+                None if in_ is None else _countable(in_),
+                None if out is None else _countable(out),
+                0 if rejected is None else _countable(rejected),
             )
         except Exception as error:
             report(error)
@@ -374,6 +376,10 @@ def detach(token: Any) -> None:
     # opentelemetry.context.detach logs an error when a generator ends in another context.
     with suppress(ValueError):
         token.var.reset(token)
+
+
+def _countable(number: int) -> int:
+    return max(-_MOST_RECORDS, min(int(number), _MOST_RECORDS))
 
 
 def _offsets(stages: list[OpenStage]) -> list[int]:

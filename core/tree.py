@@ -141,7 +141,9 @@ def tree(
     shown = known if most is None else _most_telling(known, parent_of, most)
     nodes: dict[bytes, _Node] = {}
     for span in sorted(shown.values(), key=lambda span: span.start):
-        note = plain(str(span.attributes.get(ERROR_TYPE, "failed"))) if span.failed else ""
+        # What was called off (SIGTERM, Ctrl-C) did not fail, but it did not end well, either.
+        cause = span.attributes.get(ERROR_TYPE, "failed" if span.failed else "")
+        note = plain(str(cause))
         label = _label(span)
         if isinstance(span, _OpenStage):
             label, note = label + OPEN, "open"

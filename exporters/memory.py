@@ -7,7 +7,9 @@ and a user's file may then get; so the mapping is made by libc itself.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import resource
 from pathlib import Path
 
 _PROT_READ_WRITE = 3
@@ -35,7 +37,7 @@ advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 class Memory:
     """A new file of a fixed size, written through `buffer`.
 
-    Raises OSError: FileExistsError, or ENOSPC now rather than a SIGBUS at the first store.
+    Raises OSError: FileExistsError, EFBIG, or ENOSPC now rather than a SIGBUS at the first store.
     """
 
     def __init__(self, path: Path, size: int, *, copy_on_write: bool = False) -> None:
@@ -43,6 +45,8 @@ class Memory:
         self.size = size
         self.copy_on_write = copy_on_write
         """On btrfs or zfs preallocation reserves nothing: there `publish` writes the bytes."""
+        if not _is_allowed(size):
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
         descriptor = os.open(
             path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
         )
@@ -65,6 +69,8 @@ class Memory:
 
         False where there is no space for it.
         """
+        if not _is_allowed(end):
+            return False
         try:
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
@@ -80,6 +86,12 @@ class Memory:
         self.buffer = memoryview(bytearray(0))
         if address:
             unmap(address, self.size)
+
+
+def _is_allowed(size: int) -> bool:
+    """Whether the process may write so large a file; if not, the kernel would send SIGXFSZ."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return limit == resource.RLIM_INFINITY or size <= limit
 
 
 def map_file(descriptor: int, size: int, protection: int) -> int:

@@ -24,7 +24,8 @@ _PLACE = "_stagewatch_here"
 def _thread_start(wrapped: Function) -> Function:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         with guarded:
-            vars(args[0])[_PLACE] = carrying.here()
+            if args:
+                vars(args[0])[_PLACE] = carrying.here()
         try:
             return wrapped(*args, **kwargs)
         except BaseException as error:
@@ -72,6 +73,9 @@ def _runs(wrapped: Function) -> Function:
             raise
         finally:
             back(tokens)
+            # What the user's code raised keeps this frame, as the caller of theirs: with the item,
+            # which has the exception, that would be a cycle.
+            del args, kwargs
 
     return wrapper
 
@@ -141,8 +145,8 @@ def _sent(function: Any) -> Any:
 def _workers_are_like_us() -> bool:
     """Whether workers can import what we can: not if they are started with another Python."""
     spawn = sys.modules.get("multiprocessing.spawn")
-    ours = (sys.executable, os.fsencode(sys.executable))
-    return spawn is None or spawn.get_executable() in ours
+    ours = sys.executable or ""  # None, or empty, where Python is embedded
+    return spawn is None or (spawn.get_executable() or "") in (ours, os.fsencode(ours))
 
 
 class ConcurrentInstrumentor(Instrumentor):

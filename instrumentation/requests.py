@@ -34,6 +34,8 @@ from stagewatch.tracing import current_stage, retried, transferred
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _WITHOUT_BODY = frozenset({204, 304})
+_LONGEST_SIZE = 15
+"""Digits of a size that can be true."""
 _now = time.monotonic_ns
 
 
@@ -170,7 +172,8 @@ def _received(response: Any) -> int | None:
 
 def _size(headers: Any) -> int | None:
     length = headers.get("Content-Length") if headers else None
-    return int(length) if length is not None and str(length).isdigit() else None
+    digits = str(length)
+    return int(digits) if digits.isdecimal() and len(digits) <= _LONGEST_SIZE else None
 
 
 @contextmanager

@@ -124,7 +124,8 @@ def pytest_runtest_logreport(report: Any) -> None:
         _outcomes[report.nodeid] = report.outcome
 
 
-def pytest_unconfigure(config: Any) -> None:
+def pytest_sessionfinish(session: Any) -> None:
+    # Not at the very end: workers that take their time are killed there.
     if not _outcomes or _RESULTS not in os.environ:
         return
     if os.environ.get(_WITH_US):

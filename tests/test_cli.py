@@ -217,7 +217,7 @@ def test_ship_without_endpoint(state: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
         "Nothing is sent from here: OTEL_EXPORTER_OTLP_ENDPOINT is not set.",
-        "Pending for other settings (elsewhere): 1 traces.",
+        "Pending for other settings (elsewhere): 1 trace.",
     ]
     found = json.loads(stagewatch(state, "ship", "--json").stdout)
     assert (found["destination"], found["pending"]) == ("local", {})
@@ -247,6 +247,8 @@ def test_ship_what_an_outage_left_behind(tmp_path: Path) -> None:
         assert found["destination"] == key
         receiver.wait_for(lambda r: len(r.spans) == 3, timeout=10)
         assert {got.name for got in receiver.spans} == {"call 5", "call 6", "call 7"}
+        again = stagewatch(state, "ship", **settings)
+        assert again.stdout.startswith("Nothing was waiting; all there was is at http")
 
 
 def test_report_right_after_a_run(tmp_path: Path) -> None:
@@ -288,3 +290,11 @@ def test_report_does_not_wait_for_nobody(state: Path) -> None:
     begun = time.monotonic()
     assert stagewatch(state, "report").returncode == 0
     assert time.monotonic() - begun < 10
+
+
+def test_a_mistake_names_the_help_of_its_command(tmp_path: Path) -> None:
+    """What `report` does not know is looked up in the help of `report`."""
+    done = stagewatch(tmp_path / "state", "report", "--last", "5")
+    assert (done.returncode, done.stdout) == (2, "")
+    expected = "unrecognized arguments: --last (try `stagewatch report --help`)"
+    assert done.stderr == f"stagewatch: {expected}\n"

@@ -94,6 +94,32 @@ def test_functions_of_the_script_may_be_late(tmp_path: Path) -> None:
     assert late.startswith("sales: the script's own functions (extract) may miss")
 
 
+def test_what_has_no_effect_is_said(tmp_path: Path) -> None:
+    """A deadline counts from a scheduled time; without any it would say nothing for ever."""
+    file = tmp_path / "stagewatch.yaml"
+    file.write_text(
+        "pipelines:\n"
+        "  sales:\n"
+        "    sla: {deadline: 5m, start_grace: 1m, escalation: [{after: 1m, severity: page}]}\n"
+        "    stages: {load: {max_error_ratio: 0.1}}\n"
+        "  nightly: {schedule: {cron: '0 2 * * *'}, sla: {deadline: 5m, max_age: 3d}}\n"
+        "  hourly: {sla: {max_duration: 5m, escalation: [{after: 1m, severity: page}]}}\n"
+    )
+
+    def remarks(**settings: str) -> list[str]:
+        found = examined(tmp_path / "state", STAGEWATCH_CONFIG=str(file), **settings)
+        return texts(found, "configuration", Level.WARNING)
+
+    assert remarks() == [
+        "sales: without effect: sla.deadline counts from the scheduled time: it needs a schedule "
+        "or STAGEWATCH_SCHEDULED_TIME (did you mean max_duration?)",
+        "sales: without effect: sla.escalation needs a deadline that counts, or a max_duration",
+        "sales: without effect: sla.start_grace needs a schedule",
+        "sales: without effect: max_error_ratio (load) is not judged yet",
+    ]
+    assert len(remarks(STAGEWATCH_SCHEDULED_TIME="2026-11-21T02:00:00Z")) == 2
+
+
 def test_unusable_state_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where jobs have to move elsewhere, doctor says where to."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -125,7 +151,7 @@ def test_pending(tmp_path: Path) -> None:
     """What waits for another backend than this environment's is said."""
     one = run(1)
     store(tmp_path / "state", one, [span(one, 5, "a", 0, 1)], pending_for="elsewhere")
-    assert "pending for another backend (elsewhere): 1 traces" in texts(
+    assert "pending for another backend (elsewhere): 1 trace" in texts(
         examined(tmp_path / "state"), "telemetry", Level.WARNING
     )
 

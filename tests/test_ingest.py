@@ -329,11 +329,16 @@ def test_the_recorder_works_out_slot_and_deadline(tmp_path: Path, intake: Intake
         schedule=Schedule(cron="0 * * * *"),
         sla=Sla(deadline=1800.0, max_age=7200.0),
     )
-    for slot in (START - 3600 * SECOND, START):
-        job = Job(intake, tmp_path, start=START + 60 * SECOND)
+    begins, fails, ends = START - 3540 * SECOND, 1 << 8, 0
+    for slot, start, status in (
+        (START - 3600 * SECOND, begins, fails),  # older ones were due before anybody looked
+        (START - 3600 * SECOND, START + 60 * SECOND, ends),
+        (START, START + 60 * SECOND, ends),
+    ):
+        job = Job(intake, tmp_path, start=start)
         job.open(declared=hourly)
         job.exits(10)
-        job.dies()
+        job.dies(status)
         with open_history(tmp_path, readonly=True) as history:
             run = history.run(job.run)
         assert (run.scheduled, run.deadline) == (slot, slot + 1800 * SECOND)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import signal
 import subprocess
 import threading
@@ -150,6 +151,27 @@ def test_no_space_to_begin_with(small_disk: Path) -> None:
     with pytest.raises(OSError, match="No space"):
         writer(small_disk)
     assert [path.name for path in small_disk.iterdir()] == ["ballast"]
+
+
+@pytest.mark.parametrize("cow", [False, True])
+def test_files_no_larger_than_allowed(tmp_path: Path, cow: bool) -> None:
+    """What the limit on files forbids is counted, and not tried: the kernel would send SIGXFSZ."""
+    received: list[int] = []
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, lambda number, _: received.append(number))
+    journal = writer(tmp_path, cow=cow)
+    journal.append(NameDefined(1, "x" * 9000))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (FIRST_SEGMENT // 4, before[1]))
+    try:
+        for number in range(2, 10):
+            journal.append(NameDefined(number, "x" * 9000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert received == []
+    dropped = page(journal).word(Words.DROPPED_DISK)
+    assert len(records(tmp_path, journal.key)) + dropped == 9
+    assert dropped > 0
 
 
 def test_appends_of_signal_handlers(tmp_path: Path) -> None:

@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 from msgspec import structs
 from rich.cells import cell_len
 
+from stagewatch import semconv
 from stagewatch.database import connect
 from stagewatch.history import open_history
 from stagewatch.live_view import ENDED_SECONDS, LiveTable, Look, look, look_json
-from stagewatch.model import Doing, Live, Outcome
+from stagewatch.model import Doing, Live, Notice, Outcome
 from tests.jobs import wait_for
 from tests.prepared import NOON, SECOND, active, live_stage, run, store
 from tests.test_cli import COMMAND, environment, stagewatch
@@ -78,11 +79,11 @@ def test_table_with_room_for_all() -> None:
     ]  # fmt: skip
     assert [" ".join(row.split()) for row in rows] == [
         "daily_sales_of_all_regions 00000001 running load · pandas.to_sql 1h00m 18.0k 12.3k 1.2 "
-        "481MB +10m",
-        "flights 00000003 stuck load · pandas.to_sql 3h00m ████▏ 52 % 1m05s 337k 12.3k 1.2 481MB",
+        "481 MB +10m",
+        "flights 00000003 stuck load · pandas.to_sql 3h00m ████▏ 52 % 1m05s 337k 12.3k 1.2 481 MB",
         "flights 00000002 running load · pandas.to_sql 2h00m ████▏ 52 % 1m05s 18.0k 12.3k 1.2 "
-        "481MB",
-        "flights 00000004 active 1.0s",
+        "481 MB",
+        "flights 00000004 active 1.0 s",
         "",
         "just ended",
         "flights 00000005 error killed in load, in GET 5h00m 20.0 s ago 18.0k",
@@ -140,7 +141,7 @@ def test_nothing_runs() -> None:
 def test_colours() -> None:
     """Late and stuck are red, what ended is dim, what nobody watches is dim, too."""
     shown = printed(LiveTable(ALL), 200, colour=True).splitlines()
-    assert "\x1b[31m  +10m" in shown[2]
+    assert "\x1b[31m   +10m" in shown[2]
     assert "\x1b[1;31mstuck" in shown[3]
     assert "\x1b[2m00000005" in shown[-1]
     assert "\x1b[2m00000002" not in shown[4]
@@ -189,6 +190,28 @@ def test_look(state: Path) -> None:
             "explain query plan select run_id from run where end is null order by start"
         ).fetchall()
         assert "run_end" in plan[0][-1]
+
+
+def test_a_late_or_slow_stage_is_trouble(state: Path) -> None:
+    """It is marked as long as it is open, and its run stands above those that do well."""
+    troubled = active(1, pipeline="hourly", run_id="000000aa" + "0" * 24)
+    stages = (live_stage(troubled, 91, "load", 60), live_stage(troubled, 92, "clean", 1000))
+    before = Notice(
+        at=troubled.start + 500 * SECOND,
+        name=semconv.STAGE_LATE,
+        attributes={semconv.STAGE_NAME: "clean"},
+    )
+    slow = Notice(
+        at=NOON - SECOND, name=semconv.STAGE_SLOW, attributes={semconv.STAGE_NAME: "load"}
+    )
+    store(state, troubled, live=structs.replace(LIVE, stages=stages), notices=[before, slow])
+    with open_history(state, readonly=True) as history:
+        seen = look(history, NOON, None)
+    assert seen.active == (LATE, STUCK, troubled, CALM, YOUNG)
+    assert seen.troubles == {troubled.run_id: {"load": "slow"}}
+    shown = lines(seen, 200)
+    assert ", 1 with a late or slow stage" in shown[0]
+    assert "load !slow, clean" in shown[4]
 
 
 def test_look_json() -> None:

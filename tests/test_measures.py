@@ -318,6 +318,18 @@ def test_newest_tick_without_maximum_age(start: int, expected: int) -> None:
     assert expected == measures.scheduled_time(DAILY, Sla(), start, unmet)
 
 
+@pytest.mark.parametrize(
+    ("start", "met", "expected"),
+    [(1, (), 0), (64, (), 0), (10, (0,), None), (110, (0,), 120), (121, (0,), 120)],
+    ids=["at its tick", "a minute late", "once more", "early for the next", "the next"],
+)
+def test_ticks_closer_than_the_grace(start: int, met: tuple[int, ...], expected: int) -> None:
+    """A job that runs every other minute is for the tick that started it, not for one to come."""
+    done = {LAST + tick * SECOND for tick in met}.__contains__
+    found = measures.scheduled_time(Schedule("*/2 * * * *"), Sla(), LAST + start * SECOND, done)
+    assert found == (None if expected is None else LAST + expected * SECOND)
+
+
 def test_a_met_tick_is_not_asked_twice() -> None:
     """A second run on the same day is for nothing that was scheduled."""
     met = {LAST}.__contains__

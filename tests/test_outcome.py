@@ -63,6 +63,7 @@ INTERRUPT = exiting("KeyboardInterrupt", 130)
         (None, exiting(exit_code=3), False, Verdict(Outcome.FAILURE, "exit_3")),
         (None, exiting("SystemExit", 3), True, Verdict(Outcome.FAILURE, "exit_3")),
         (None, exiting("SystemExit", 0), True, SUCCESS),
+        (None, exiting("SystemExit", None), True, UNKNOWN),
         (None, RAISED, False, VALUE_ERROR),
         (None, INTERRUPT, True, INTERRUPTED),
     ],

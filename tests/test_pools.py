@@ -187,7 +187,8 @@ SAME = """
     from concurrent.futures.process import BrokenProcessPool
     from contextvars import ContextVar, copy_context
     from multiprocessing.pool import ThreadPool
-    import os
+    import gc, os, weakref
+    import multiprocessing.spawn
     try:
         import joblib
     except ImportError: joblib = None
@@ -205,6 +206,20 @@ SAME = """
         raise ZeroDivisionError
     class Local:
         def __reduce__(self): raise TypeError("not me")
+
+    class Big: ...
+    def is_freed():
+        gc.disable()                                       # it would break a cycle
+        given = Big()
+        seen = weakref.ref(given)
+        with ThreadPoolExecutor(1) as threads:
+            try: threads.submit(divmod, given).result()
+            except TypeError: pass
+            try: threads.submit(lambda _: fails(), given).result()
+            except KeyError: pass
+        del given
+        gc.enable()
+        return seen() is None
 
     def told(title, function, *args, **kwargs):
         try:
@@ -227,6 +242,8 @@ SAME = """
             told("imap", lambda: list(pool.imap(str, unlucky())))
             told("nothing", pool.apply_async)
             told("no submit", threads.submit)
+            told("no thread", threading.Thread.start)
+            told("freed", is_freed)
         told("closed", pool.apply_async, fails)
         told("down", threads.submit, fails)
         with context.Pool(1) as pool, ProcessPoolExecutor(1, context) as executor:
@@ -259,6 +276,9 @@ SAME = """
         with ThreadPoolExecutor(1) as threads: threads.submit(warns).result()
         with ThreadPool(1) as threads: threads.apply(warns)
         future = threading.Thread(target=sees); print(pickle.dumps(fails) is not None)
+        if method == "fork":
+            multiprocessing.spawn._python_exe = sys.executable = None  # as where Python is embedded
+            with context.Pool(1) as pool: told("embedded", pool.map, abs, [-1])
 
     if __name__ == "__main__":
         main(sys.argv[1])

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import io
 import json
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
+from rich.text import Text
 
 from stagewatch import figures
 from stagewatch import report as r
+from stagewatch.columns import Parts, in_the_middle
 from stagewatch.model import Dataset, Operation, Outcome, Role, Stage
 from stagewatch.show import show, show_json
+from stagewatch.stage_table import stage_table
 from stagewatch.tree import MOST_SPANS, tree
 from tests.prepared import NOON, SECOND, Span, identity, run, span
 
@@ -190,10 +194,80 @@ def test_report_fits(width: int) -> None:
     lines = shown.splitlines()
     assert max(map(cell_len, lines)) <= width
     assert [line.split()[2] for line in lines[1:5]] == [one.run_id[:8] for one in RUNS]
-    assert lines[1].split()[4:8] == ["active", "1h00m", lines[1].split()[6], "+1m"]
-    assert lines[2].split()[4:6] == ["failure", "10.0s"]
-    assert lines[2].split()[7:] == ["+6s", "337k", "18.0k", "1,800", "<0.1%"]
-    assert lines[4].split()[7:] == ["–", "–", "–", "–", "0%"]
+    assert lines[1].split()[4:6] == ["active", "1h00m"]
+    assert lines[2].split()[4:7] == ["failure", "10.0", "s"]
+    assert "+6 s 337k 18.0k 1,800 <0.1 %" in " ".join(lines[2].split())
+    assert " ".join(lines[4].split()).endswith("– – – – 0 %")
+
+
+@given(st.integers(20, 130))
+def test_figures_are_whole_or_not_there(width: int) -> None:
+    """No column of figures is cut: a narrow console shows fewer of them."""
+    shown = printed(r.RunsTable(tuple(RUNS), NOON), width).splitlines()
+    assert max(map(cell_len, shown)) <= width
+    assert "…" not in "".join(shown[0].split("pipel")[0])
+    for head, cell in (("in", "337k"), ("out", "18.0k"), ("rec/s", "1,800"), ("err", "<0.1 %")):
+        assert (head in shown[0].split()) == (cell in shown[2])
+    table = printed(stage_table(STAGES, (), NOON), width).splitlines()
+    assert max(map(cell_len, table)) <= width
+    for head, cell in (("in", "336,776"), ("rejected", "10"), ("bytes in", "5.7 MB")):
+        column = re.search(rf"(?<=\s){head}(?=\s|$)", table[0].rstrip())
+        whole = any(re.search(rf"\s{cell}(\s|$)", line) for line in table[1:])
+        assert bool(column) == whole
+
+
+def test_silent_columns_go_first() -> None:
+    """What says nothing in any row makes room, however important it is elsewhere."""
+    calm = (run(4), run(5))
+    assert "late" in printed(r.RunsTable(calm, NOON), 100)
+    heads = printed(r.RunsTable(calm, NOON), 62).splitlines()[0].split()
+    assert "late" not in heads and "in" in heads and "run" in heads
+
+
+def test_errors_of_a_run_that_failed() -> None:
+    """It rejected nothing and counted records: 0 % would read as if all were well."""
+    failed = run(2, outcome=Outcome.FAILURE, error_type="KeyError")
+    lines = printed(r.RunsTable((failed, run(3)), NOON), 120).splitlines()
+    assert lines[1].rstrip().endswith("1,800   –")
+    assert lines[2].rstrip().endswith("0 %")
+
+
+@pytest.mark.parametrize(
+    ("uri", "width", "expected"),
+    [
+        ("file:///a.csv", 20, "file:///a.csv"),
+        ("file:///srv/etl/.demo/out/flights.parquet", 32, "file:///…/out/flights.parquet"),
+        ("s3://bucket/2026/11/21/a.csv", 20, "s3://bucket/…/a.csv"),
+        ("s3://bucket/2026/11/21/a.csv", 12, "…11/21/a.csv"),
+        ("no uri, but a long name of a table", 11, "…of a table"),
+    ],
+)
+def test_a_uri_is_cut_in_the_middle(uri: str, width: int, expected: str) -> None:
+    """Where it is and what it is stay, what lies between goes."""
+    assert in_the_middle(uri, width) == expected
+
+
+@given(st.text(max_size=40), st.integers(1, 50))
+def test_a_cut_uri_fits(uri: str, width: int) -> None:
+    """Whatever it is."""
+    assert cell_len(in_the_middle(uri, width)) <= width
+
+
+def test_facts_are_not_torn_apart() -> None:
+    """A line is broken between facts, not between a number and its unit."""
+    facts = Text("0.1 cores now, 4.5 s CPU, 353 MB memory (peak 354 MB), 3 threads")
+    lead = Text("used  ")
+    for width in range(34, 80):
+        lines = printed(Parts(facts, lead), width).splitlines()
+        assert max(map(cell_len, lines)) <= width
+        assert " ".join(line[6:].rstrip() for line in lines) == facts.plain
+        assert all(line.rstrip().endswith((",", "threads")) for line in lines)
+
+
+def test_a_stage_that_was_called_off_says_why() -> None:
+    """SIGTERM is no failure, so the span has none; its cause is beside the bar all the same."""
+    ended = span(FAILED, 10, "load", 0, 4, role=Role.STAGE, attributes={"error.type": "terminated"})
+    assert tree(FAILED, [ended], [], [], now=NOON)[1].note == "terminated"
 
 
 def test_bars_compare_runs() -> None:
@@ -354,7 +428,7 @@ def test_show_fits_and_says_it_all(width: int) -> None:
         "took 10.0 s",
         "late by 6.0 s",
         "336,776 in, 18,000 out, 12 rejected, 1,800 records/s",
-        "8.0 s CPU (80 %), 412 MB memory at its peak",
+        "8.0 s CPU (80 % of a core), 412 MB memory at its peak",
         "pandas.fillna ×1,204",
         "requests.GET: 503     2 load",
         "requests.GET: 404     1 load",

@@ -39,6 +39,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._answer(503, b"")
         if path == "/moved":
             return self._answer(302, b"", Location="/ok?secret=moved")
+        if path == "/boasts":
+            self.send_response(200)
+            self.send_header("Content-Length", "9" * 30)
+            return self.end_headers()
         if path == "/cut":
             self.close_connection = True
             self.connection.close()
@@ -187,6 +191,17 @@ def test_bytes_count_for_the_stage(
     assert (stage.bytes_in, stage.bytes_out) == (5 + 5 + 5 + 3, 4)
     head = recorded.spans()[-2]
     assert (head.name, (head.attributes or {})["http.response.body.size"]) == ("HEAD", 0)
+
+
+def test_a_length_nobody_can_count_is_unknown(
+    server: str, watched: RequestsInstrumentor, recorded: Recorded
+) -> None:
+    """A header out of all bounds costs the stage none of what it counted."""
+    with stages.stage("load") as opened:
+        opened.records(out=5)
+        requests.get(f"{server}/boasts", stream=True, timeout=10).close()
+    (ended,) = recorded.of(StageEnded)
+    assert (ended.records_out, ended.bytes_in) == (5, 0)
 
 
 def test_messages_of_errors_have_no_query_string(

@@ -78,6 +78,15 @@ def test_what_nobody_counted_is_unknown(recorded: Recorded) -> None:
     assert (ended.records_in, ended.records_out) == (None, None)
 
 
+def test_more_records_than_a_number_holds(recorded: Recorded) -> None:
+    """An absurd count loses no stage: it is as large as a count can be."""
+    with stages.stage("load") as opened:
+        opened.records(in_=2**70, out=2**63, rejected=-(2**70))
+    (ended,) = recorded.of(StageEnded)
+    assert (ended.records_in, ended.records_out) == (2**53, 2**53)
+    assert ended.records_rejected == -(2**53)
+
+
 def test_failed_stage(recorded: Recorded) -> None:
     """The exception reaches the user; the span has type and place, and no message."""
     name = "Sm" + "ith"

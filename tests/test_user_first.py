@@ -124,6 +124,75 @@ def test_fork_without_room_for_a_journal(jobs: Jobs) -> None:
     assert jobs.tree(run) == [{"parent": []}]
 
 
+def test_files_may_have_a_largest_size(jobs: Jobs) -> None:
+    """A job that may be killed for too large a file is not killed for one of ours."""
+    result = jobs.run(
+        """
+        import os, resource, signal, stagewatch
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+        for number in range(200):
+            with stagewatch.stage(f"{number} " + "x" * 1000): pass
+        child = os.fork()
+        if child == 0:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+            with stagewatch.stage("child"): pass
+            os._exit(0)
+        print(os.waitpid(child, 0)[1])
+        """
+    )
+    assert (result.returncode, result.stdout) == (0, "0\n"), result.stderr
+    (run,) = jobs.runs()
+    assert run.outcome == "success"
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="the module has another name")
+def test_an_interpreter_within_is_no_process(jobs: Jobs) -> None:
+    """A sub-interpreter of the job opens nothing, says nothing, and ends nothing."""
+    result = jobs.run(
+        """
+        import _xxsubinterpreters as interpreters, stagewatch
+        inner = interpreters.create()
+        interpreters.run_string(inner, "import sys; print('stagewatch.tracing' in sys.modules)")
+        interpreters.destroy(inner)
+        with stagewatch.stage("after"): pass
+        """
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    (run,) = jobs.runs()
+    assert jobs.tree(run) == [{"after": []}]
+    assert len(list(jobs.state.glob("rooms/*/*.page"))) <= 1
+
+
+def test_daemon_threads_that_die_with_our_lock(jobs: Jobs) -> None:
+    """Finalizers that record do not wait for what a thread held when the interpreter ended it."""
+    result = jobs.run(
+        """
+        import sys, threading, time
+        from opentelemetry import metrics, trace
+        from stagewatch import stage
+        tracer = trace.get_tracer("mine")
+        counter = metrics.get_meter("mine").create_counter("hits")
+
+        def forever():
+            while True:
+                with stage("a"), tracer.start_as_current_span("b"): counter.add(1)
+
+        class Recording:
+            def __del__(self):
+                with stage("late"): print("deleted")
+
+        for _ in range(3): threading.Thread(target=forever, daemon=True).start()
+        sys.modules["kept"] = Recording()              # what the interpreter finalizes last
+        time.sleep(0.3)
+        sys.exit(5)
+        """
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (5, "deleted\n", "")
+    (run,) = jobs.runs()
+    assert run.outcome == "failure"
+
+
 def test_fork_inside_a_stage_counts_each_call_once(jobs: Jobs) -> None:
     """A child's folded calls are counted in its own page, not in its parent's."""
     jobs.run(

@@ -429,6 +429,49 @@ def test_rooms_nobody_comes_to(jobs: Jobs) -> None:
     assert recent.exists() and used.exists() and other.exists()
 
 
+@root
+@pytest.mark.parametrize(
+    ("arguments", "end", "code", "verdict"),
+    [
+        (["{}"], "pass", 0, (Outcome.SUCCESS, None)),
+        (["{}"], "sys.exit(7)", 7, (Outcome.ERROR, "unknown")),
+        (["{}"], "try: sys.exit(7)\nexcept SystemExit: pass", 0, (Outcome.SUCCESS, None)),
+        (["{}"], "raise ValueError('x')", 1, (Outcome.FAILURE, "ValueError")),
+        (["-m", "etl"], "sys.exit(7)", 7, (Outcome.FAILURE, "exit_7")),
+        (["-m", "etl"], "sys.exit()", 0, (Outcome.SUCCESS, None)),
+        (["-m", "etl"], "sys.exit('bad')", 1, (Outcome.FAILURE, "exit_1")),
+        (["-m", "etl"], "raise ValueError('x')", 1, (Outcome.FAILURE, "ValueError")),
+    ],
+)
+def test_exit_code_of_the_first_process(
+    jobs: Jobs, arguments: list[str], end: str, code: int, verdict: tuple[Outcome, str | None]
+) -> None:
+    """Nobody outlives PID 1 to ask the kernel: what it cannot tell itself is unknown."""
+    script = jobs.script("import sys\n" + end)
+    python = [BIN / "opentelemetry-instrument", "python"]
+    command = [*python, *(argument.format(script) for argument in arguments)]
+    done = {}
+    for environment in (jobs.environment, {**jobs.environment, "OTEL_SDK_DISABLED": "true"}):
+        done[environment.get("OTEL_SDK_DISABLED")] = subprocess.run(
+            [
+                "unshare",
+                "--pid",
+                "--fork",
+                "--mount-proc",
+                BIN / "opentelemetry-instrument",
+                *command,
+            ],
+            cwd=jobs.directory,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    with_us, without = done[None], done["true"]
+    assert (with_us.returncode, with_us.stdout, with_us.stderr) == (code, "", without.stderr)
+    assert by_outcome(jobs.runs()) == [verdict]
+
+
 READ_ONLY = """
     set -e
     mkdir -p "$STATE"

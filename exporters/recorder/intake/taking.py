@@ -152,9 +152,13 @@ def _open_run(
 ) -> None:
     declared = record.declared
     if declared is not None and record.scheduled is None:
-        met = History(books.link).met_slots(record.pipeline)
+        history = History(books.link)
+        met = history.met_slots(record.pipeline)
+        # What was due before anything was seen of the pipeline nobody has missed.
+        begun = history.first_start(record.pipeline, record.start)
+        begun -= round(declared.sla.start_grace * measures.SECOND)
         scheduled = measures.scheduled_time(
-            declared.schedule, declared.sla, record.start, met.__contains__
+            declared.schedule, declared.sla, record.start, lambda tick: tick < begun or tick in met
         )
         record = structs.replace(record, scheduled=scheduled)
     if declared is not None and record.deadline is None:

@@ -113,7 +113,8 @@ def _as_journaled(exiting: RunExiting | None, final: bool) -> Verdict:
         return Verdict(Outcome.FAILURE, exiting.error_type)
     if exiting.exit_code:
         return Verdict(Outcome.FAILURE, f"exit_{exiting.exit_code}")
-    return SUCCESS if final else UNKNOWN
+    has_exited = exiting.error_type == "SystemExit" and exiting.exit_code is None
+    return SUCCESS if final and not has_exited else UNKNOWN
 
 
 def _was_interrupted(exiting: RunExiting | None) -> bool:

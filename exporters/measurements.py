@@ -7,6 +7,7 @@ from a dead process's page what is in none of its batches, and nothing twice.
 
 from __future__ import annotations
 
+import operator
 import time
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
@@ -199,6 +200,8 @@ class _Series:
         self._buckets = list(self._metric.points[0].bucket_counts or ())
 
     def add(self, value: int | float, number: int) -> None:
+        if value.__class__ is not int and value.__class__ is not float:
+            value = _plain_number(value)
         self.is_pending = True
         if self._buckets:
             self._buckets[bisect_left(self._bounds, value)] += 1
@@ -264,6 +267,14 @@ def pending(defined: SeriesDefined, cell: Mapping[str, int], last: int) -> Forei
             maximum=_double(cell["most"]),
         )
     return structs.replace(defined.metric, points=[found])
+
+
+def _plain_number(value: Any) -> int | float:
+    # Of numpy, most often: msgpack does not know its numbers.
+    try:
+        return operator.index(value)
+    except TypeError:
+        return float(value)
 
 
 def _bits(value: Any) -> int:

@@ -1,8 +1,11 @@
 """Other libraries' measurements: which of them belong to the same series."""
 
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy
+import pytest
 from opentelemetry.sdk.resources import Resource
 
 from stagewatch.exporters.journal import JournalWriter, new_key, page_path, read_frames
@@ -10,7 +13,7 @@ from stagewatch.exporters.journal import segment_path as segment
 from stagewatch.exporters.measurements import pending
 from stagewatch.exporters.metrics import LazyMeterProvider
 from stagewatch.exporters.page import PageReader
-from stagewatch.records import SeriesDefined, decode
+from stagewatch.records import MetricsCollected, SeriesDefined, decode
 
 
 def counted(directory: Path, *attributes: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -45,3 +48,23 @@ def test_the_order_of_attributes_makes_no_series(tmp_path: Path) -> None:
     """The same attributes in another order count for the same series, at any call."""
     found = counted(tmp_path, {"a": 1, "b": "x"}, {"b": "x", "a": 1}, {"b": "x", "a": 1})
     assert [value for _, value in found] == [3]
+
+
+def test_numbers_of_numpy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A count that is a numpy scalar is that count, in the page as in the journal."""
+    journal = JournalWriter(tmp_path, new_key(), max_bytes=1 << 24)
+    provider = LazyMeterProvider(journal, Resource.get_empty())
+    meter = provider.get_meter("library")
+    counter, histogram = meter.create_counter("rows"), meter.create_histogram("seconds")
+    for value in (numpy.int64(2), numpy.float32(0.5), 1):
+        counter.add(value)
+        histogram.record(value)
+    monkeypatch.setattr(time, "monotonic", lambda: 1e9)
+    provider.collect_if_due()
+    frames = read_frames(segment(tmp_path, journal.key, 0).read_bytes(), 0)
+    records = [decode(body) for body, _ in frames]
+    (batch,) = [record for record in records if isinstance(record, MetricsCollected)]
+    assert {metric.name: metric.points[0].value for metric in batch.metrics} == {
+        "rows": 3.5,
+        "seconds": 3.5,
+    }

@@ -14,7 +14,7 @@ from typing import Final
 from stagewatch.model import Role
 
 FILE: Final = "history.db"
-VERSION: Final = 2
+VERSION: Final = 3
 
 PENDING, SENT, HELD, KEPT, REJECTED, LOCAL = range(6)
 """States of a span: to be sent; sent; a detail that waits for its run's outcome; one that was not
@@ -97,9 +97,6 @@ _MIGRATIONS: Final = {
     1: """
 alter table run add column last_stage text;
 alter table run add column last_operation text;
-alter table run add column ticks int not null default 0;
-alter table run add column boot_id text not null default '';
-alter table run add column pid_namespace int not null default 0;
 alter table stage add column bytes_in int not null default 0;
 alter table stage add column bytes_out int not null default 0;
 create table failure(
@@ -110,7 +107,12 @@ create table notice(
     run int not null, name text not null, key text not null, at int not null,
     attributes blob not null, primary key(run, name, key)) without rowid;
 create index run_end on run(end, start);
-"""
+""",
+    2: """
+alter table run add column ticks int not null default 0;
+alter table run add column boot_id text not null default '';
+alter table run add column pid_namespace int not null default 0;
+""",
 }
 """What brings a file of a version to the next."""
 

@@ -16,7 +16,7 @@ from stagewatch import clock, records, semconv
 from stagewatch import recording as state
 from stagewatch.failures import error_type, fail_span
 from stagewatch.model import Dataset
-from stagewatch.recording import OperationTally, Recording
+from stagewatch.recording import Add, Recording
 from stagewatch.records import NAME_MASK
 from stagewatch.safety import report
 from stagewatch.tracing import (
@@ -30,12 +30,13 @@ from stagewatch.tracing import (
 
 _clock = clock.now
 _ticks = time.monotonic_ns
+_innermost = innermost.get
 
 
 class OperationKind:
     """What an instrumentor knows of a library call before it happens; made once per patch."""
 
-    __slots__ = ("io", "library", "name", "number", "open", "ready")
+    __slots__ = ("io", "library", "name", "number", "open", "ready", "rest")
 
     def __init__(self, name: str, io: bool = False, open: bool = False) -> None:
         self.name = name
@@ -47,6 +48,8 @@ class OperationKind:
         self.library = name.partition(".")[0]
         self.number = _numbers.setdefault(name, min(len(_numbers) + 1, NAME_MASK))
         """Stands for the name in the status page."""
+        self.rest = NAME_MASK - self.number
+        """``(start | NAME_MASK) - rest`` has the number in those bits: quicker than by ``~``."""
         self.ready: Recording | None = None
         """The recording whose journal has the number, if calls may take the short way."""
 
@@ -61,7 +64,7 @@ class Call:
         "base",
         "children",
         "kind",
-        "library",
+        "open",
         "operation",
         "outer",
         "recording",
@@ -70,14 +73,17 @@ class Call:
         "token",
     )
 
-    def __init__(self, recording: Recording | None, base: Call | None, outer: str | None) -> None:
+    def __init__(
+        self, recording: Recording, base: Call | None, outer: OperationKind | None
+    ) -> None:
         self.recording = recording
         self.base: Call = base or self
         """The thread's own one."""
-        self.library: str | None = None
-        """Of the thread's own one: whose operation is open; further calls of it do not count."""
+        self.open: OperationKind | None = None
+        """Of the thread's own one: the innermost that is open; further calls of its library do not
+        count."""
         self.outer = outer
-        """What `library` is when this call is over."""
+        """What `open` is when this call is over."""
         self.operation: Any = [0]
         """Where the status page shows the open operation of this thread."""
         self.span: Span | None = None
@@ -87,12 +93,9 @@ class Call:
         self.start: int
 
 
-class _Thread(threading.local):
-    def __init__(self) -> None:
-        self.call = Call(None, None, None)
-
-
-_thread = _Thread()
+_thread = threading.local()
+"""``_thread.call`` is the calling thread's own, from its first on: no subclass, which would cost as
+much again as the look-up."""
 open_calls: dict[int, Call] = {}
 """Operations under way that have their span already, by span id."""
 
@@ -103,31 +106,36 @@ def begin(kind: OperationKind) -> Call | None:
     recording = state.active
     if recording is None:
         return None
-    call = _thread.call
+    call: Call | None
+    try:
+        call = _thread.call
+    except AttributeError:  # handled below: what a signal handler raises has no context of ours
+        call = None
     if (
-        kind.ready is not recording
+        call is None
+        or call.open is not None
         or call.recording is not recording
-        or call.library is not None
+        or kind.ready is not recording
         or on_activity
     ):
         return _begin_seldom(recording, call, kind)
     # Two microseconds is all there is, beside the thirteen of a pandas call: nothing is made here.
     call.kind = kind
     call.start = start = _ticks()
-    call.operation[0] = start & ~NAME_MASK | kind.number
-    call.library = kind.library  # last: a signal handler may have raised until here
+    call.operation[0] = (start | NAME_MASK) - kind.rest
+    call.open = kind  # last: a signal handler may have raised until here
     return call
 
 
-def _begin_seldom(recording: Recording, base: Call, kind: OperationKind) -> Call | None:
+def _begin_seldom(recording: Recording, base: Call | None, kind: OperationKind) -> Call | None:
     try:
-        if base.recording is not recording:  # the thread's first, or the first after a fork
+        if base is None or base.recording is not recording:  # or the first after a fork
             base = _thread.call = Call(recording, None, None)
             doing = recording.doing()
             if doing.slot is not None:
                 base.operation = doing.slot.operation
-        outer = base.library
-        if outer == kind.library:
+        outer = base.open
+        if outer is not None and outer.library == kind.library:
             return None
         for hook in tuple(on_activity):
             hook()
@@ -144,8 +152,8 @@ def _begin_seldom(recording: Recording, base: Call, kind: OperationKind) -> Call
         call.start = _ticks()
         if kind.open:
             _open_span(call)
-        call.operation[0] = call.start & ~NAME_MASK | kind.number
-        base.library = kind.library
+        call.operation[0] = (call.start | NAME_MASK) - kind.rest
+        base.open = kind
         return call
     except Exception as error:
         report(error)
@@ -155,22 +163,25 @@ def _begin_seldom(recording: Recording, base: Call, kind: OperationKind) -> Call
 def fold(call: Call, rows_in: int, rows_out: int) -> None:
     """`end` of a call that went well, for kinds that are neither ``io`` nor ``open``: the path on
     which a microsecond counts."""
-    call.base.library = call.outer
+    call.base.open = call.outer
     nanoseconds = _ticks() - call.start
     recording = call.recording
-    if nanoseconds >= recording.threshold:  # type: ignore[union-attr]
+    if nanoseconds >= recording.threshold:
         end(call, rows_in=rows_in, rows_out=rows_out)
         return
     call.operation[0] = 0
     try:
-        scope: Any = innermost.get()
-        if scope is not recording and (scope is None or scope.recording is not recording):
-            scope = _scope(recording)  # type: ignore[arg-type]
-        tallies = scope.operations
-        tally = tallies.get(call.kind.name)
-        if tally is None:
-            tally = _new_tally(recording, call.kind.name)  # type: ignore[arg-type]
-        tally.add(nanoseconds, rows_in, rows_out)
+        scope: Any = _innermost()
+        if scope is None or scope.recording is not recording:
+            scope = _scope(recording)
+        add: Add | None
+        try:
+            add = scope.operations[call.kind.name]
+        except KeyError:
+            add = None
+        if add is None:
+            add = _new_tally(recording, call.kind.name)
+        add(nanoseconds, rows_in, rows_out)
     except Exception as fault:
         report(fault)
 
@@ -194,11 +205,10 @@ def end(
     outside, which are the stage's records; None for operations that do neither. *bytes_in*,
     *bytes_out*: as far as they are known.
     """
-    call.base.library = call.outer
+    call.base.open = call.outer
     nanoseconds = _ticks() - call.start
     recording, kind = call.recording, call.kind
     try:
-        assert recording is not None
         if recording is state.active:  # else a forked child: page and call are the parent's
             call.operation[0] = 0
         if call.token is not None:
@@ -207,7 +217,7 @@ def end(
         if recording is not state.active:
             return  # a forked child: the call is the parent's
         if error is None and nanoseconds < recording.threshold and not (kind.io or call.children):
-            _new_tally(recording, kind.name).add(nanoseconds, rows_in, rows_out)
+            _new_tally(recording, kind.name)(nanoseconds, rows_in, rows_out)
             return
         if reads is not None or writes is not None:
             add_records(reads, writes)
@@ -247,7 +257,7 @@ def _scope(recording: Recording) -> Any:
 
 
 class _Namesake(NamedTuple):
-    operations: dict[str, OperationTally]
+    operations: dict[str, Add]
 
 
 def _stage_name() -> str:
@@ -255,13 +265,13 @@ def _stage_name() -> str:
     return stage.name if stage is not None else ""
 
 
-def _new_tally(recording: Recording, name: str) -> OperationTally:
+def _new_tally(recording: Recording, name: str) -> Add:
     return recording.new_tally(_stage_name(), name)
 
 
 def forget(call: Call) -> None:
     """It was no call after all (an iterator that was at its end): it is not counted."""
-    call.base.library = call.outer
+    call.base.open = call.outer
     call.operation[0] = 0
     if call.token is not None and call.span is not None:
         detach(call.token)
@@ -319,7 +329,6 @@ def _open_span(call: Call) -> None:
 
 def _start_span(call: Call, wall: int) -> Span:
     recording = call.recording
-    assert recording is not None
     context = otel_context.get_current()
     if not trace.get_current_span(context).get_span_context().is_valid:
         context = recording.run.context

@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct
@@ -25,6 +24,9 @@ if TYPE_CHECKING:
 
 
 _HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
+
+Add = Callable[[int, int, int], None]
+"""Counts a folded call: nanoseconds, rows in, rows out."""
 
 
 class Cell(Protocol):
@@ -117,72 +119,57 @@ class Counts:
         )
 
 
-class OperationTally:
-    """Folded calls of one operation in one stage."""
+def _tally(sink: Sink, run_id: str, stage: str, name: str) -> Add:
+    """Count the calls of one operation that fold into one stage."""
+    cell = sink.cell("operation")
+    if cell is None:  # the page is full: what cannot be added up there is said one by one
 
-    __slots__ = (
-        "_buffer",
-        "_calls",
-        "_key",
-        "_lock",
-        "_nanoseconds",
-        "_number",
-        "_pack",
-        "_places",
-        "_rows_in",
-        "_rows_out",
-        "_sink",
-        "add",
-    )
+        def spill(nanoseconds: int, rows_in: int, rows_out: int) -> None:
+            sink.append(
+                records.TallySpilled(
+                    run_id, stage, name, "operation", nanoseconds, rows_in, rows_out
+                )
+            )
 
-    def __init__(self, sink: Sink, run_id: str, stage: str, name: str) -> None:
-        self._sink = sink
-        self._lock = sink.lock
-        self._key = (run_id, stage, name)
-        self._calls = self._nanoseconds = self._rows_in = self._rows_out = self._number = 0
-        self.add: Callable[[int, int, int], None] = self._spill
-        """Count one call: nanoseconds, rows in, rows out."""
-        cell = sink.cell("operation")
-        if cell is None:
-            return
-        self._pack, self._buffer, self._places = cell.pack, cell.buffer, cell.places
-        self._number = cell.number
-        self.add = self._add if cell.is_plain and _HAS_GIL else partial(self._add_slowly, cell)
-        sink.append(records.TallyDefined(cell.offset, "operation", run_id, stage, name))
+        return spill
+    sink.append(records.TallyDefined(cell.offset, "operation", run_id, stage, name))
+    if cell.is_plain and not cell.number and _HAS_GIL:
+        return _adding_in_place(cell)
+    return _adding(cell, sink.lock)
 
-    def _add(self, nanoseconds: int, rows_in: int, rows_out: int) -> None:
+
+def _adding_in_place(cell: Cell) -> Add:
+    pack, buffer, (even, odd) = cell.pack, cell.buffer, cell.places
+    calls = duration = rows = rows_left = 0
+
+    def add(nanoseconds: int, rows_in: int, rows_out: int) -> None:
         # No lock: from the first line to the inside of `pack` nothing is called, and only at calls
         # and backward jumps does CPython switch threads or run signal handlers (3.11 to 3.14).
-        self._calls += 1
-        self._nanoseconds += nanoseconds
-        self._rows_in += rows_in
-        self._rows_out += rows_out
-        self._number = number = self._number + 1
-        self._pack(
-            self._buffer,
-            self._places[number & 1],
-            number,
-            self._calls,
-            self._nanoseconds,
-            self._rows_in,
-            self._rows_out,
-            0,
-            number,
-        )
+        # The closure's names, for attributes cost half as much again; and the cell is a new one,
+        # so that the number of the store is that of the call.
+        nonlocal calls, duration, rows, rows_left
+        calls += 1
+        duration += nanoseconds
+        rows += rows_in
+        rows_left += rows_out
+        pack(buffer, odd if calls & 1 else even, calls, calls, duration, rows, rows_left, 0, calls)
 
-    def _add_slowly(self, cell: Cell, nanoseconds: int, rows_in: int, rows_out: int) -> None:
-        with self._lock:
-            self._calls += 1
-            self._nanoseconds += nanoseconds
-            self._rows_in += rows_in
-            self._rows_out += rows_out
-            cell.store(self._calls, self._nanoseconds, self._rows_in, self._rows_out)
+    return add
 
-    def _spill(self, nanoseconds: int, rows_in: int, rows_out: int) -> None:
-        run_id, stage, name = self._key
-        self._sink.append(
-            records.TallySpilled(run_id, stage, name, "operation", nanoseconds, rows_in, rows_out)
-        )
+
+def _adding(cell: Cell, lock: threading.RLock) -> Add:
+    calls = duration = rows = rows_left = 0
+
+    def add(nanoseconds: int, rows_in: int, rows_out: int) -> None:
+        nonlocal calls, duration, rows, rows_left
+        with lock:
+            calls += 1
+            duration += nanoseconds
+            rows += rows_in
+            rows_left += rows_out
+            cell.store(calls, duration, rows, rows_left)
+
+    return add
 
 
 class StageTally:
@@ -295,26 +282,26 @@ class Recording:
         self.calls: dict[str, int] = {}
         self.named: set[int] = set()
         """Numbers of the operations whose name is in the journal."""
-        self.operations: dict[str, OperationTally] = {}
+        self.operations: dict[str, Add] = {}
         """Of no stage, by name."""
-        self._operations_of: dict[str, dict[str, OperationTally]] = {"": self.operations}
+        self._operations_of: dict[str, dict[str, Add]] = {"": self.operations}
         self.folded: dict[str, StageTally] = {}
         self.without_stage = Counts()
         self.recording = self
 
-    def operations_of(self, stage: str) -> dict[str, OperationTally]:
+    def operations_of(self, stage: str) -> dict[str, Add]:
         """Tallies of one stage by the operation's name."""
         found = self._operations_of.get(stage)
         if found is None:
             found = self._operations_of.setdefault(stage, {})
         return found
 
-    def new_tally(self, stage: str, name: str) -> OperationTally:
+    def new_tally(self, stage: str, name: str) -> Add:
         """The tally of an operation that `operations_of` does not have yet."""
         tallies = self.operations_of(stage)
         with self.lock:
             if name not in tallies:
-                tallies[name] = OperationTally(self.sink, self.run.run_id, stage, name)
+                tallies[name] = _tally(self.sink, self.run.run_id, stage, name)
         return tallies[name]
 
     def folded_stage(self, name: str) -> StageTally:

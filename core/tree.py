@@ -24,7 +24,7 @@ _URL: Final = "url.full"  # of the HTTP conventions; our instrumentors take its 
 _LONGEST_PREFIX: Final = 40
 _NARROWEST_AXIS: Final = 12
 _WIDEST_AXIS: Final = 48
-_NARROWEST_LABEL: Final = 24
+_NARROWEST_LABEL: Final = 10
 _WIDEST_NOTE: Final = 20
 OPEN: Final = " …"
 """Behind the name of what has not ended."""

@@ -417,6 +417,13 @@ def read_frames(segment: bytes | memoryview, offset: int) -> Iterator[tuple[byte
         offset = end
 
 
+def is_end(segment: bytes | memoryview, offset: int) -> bool:
+    """Whether nothing stands at *offset* yet, not even a part."""
+    if offset + FRAME.size > len(segment):
+        return False
+    return not any(segment[offset : offset + FRAME.size])
+
+
 def is_rolled(segment: bytes | memoryview, offset: int) -> bool:
     """Whether the journal goes on in the next segment at *offset*."""
     if offset + FRAME.size > len(segment):

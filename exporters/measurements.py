@@ -7,6 +7,7 @@ from a dead process's page what is in none of its batches, and nothing twice.
 
 from __future__ import annotations
 
+import operator
 import time
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
@@ -38,6 +39,10 @@ DEFAULT_BOUNDS: Final = (
 """Of histograms, by the specification of the SDK."""
 
 _WORD: Final = (1 << 64) - 1
+_TOLD_APART: Final = frozenset({str, int, bool, bytes})
+"""Types of attribute values that are the same value if they compare equal: not 0.0 and -0.0, nor
+tuples, which may hold what is equal and of another type."""
+_REMEMBERED: Final = 1000
 _DOUBLE: Final = Struct("=d")
 _UNSIGNED: Final = Struct("=Q")
 
@@ -55,6 +60,8 @@ class Measurements:
         inherits is its parent's."""
         self._journal = journal
         self._series: dict[tuple[int, bytes], _Series] = {}
+        self._found: dict[tuple[Any, ...], _Series] = {}
+        """The same by the attributes as they came: in their order, with the types of the values."""
         self._instruments: dict[int, Any] = {}
         self._cells = 0
         self._number = 1
@@ -64,22 +71,26 @@ class Measurements:
     def consume_measurement(self, measurement: Any) -> None:
         """The SDK's interface; never raises."""
         try:
-            attributes = plain(dict(measurement.attributes or {}))
-            instrument = measurement.instrument
-            key = id(instrument), encode(sorted(attributes.items()))
-            if self._journal is None:
+            journal = self._journal
+            if journal is None:
                 return
-            with self._journal.lock:
-                series = self._series.get(key)
+            instrument, attributes = measurement.instrument, measurement.attributes or {}
+            types = (*map(type, attributes.values()),)
+            key = (id(instrument), types, *attributes.items()) if _are_plain(types) else None
+            with journal.lock:
+                series = self._found.get(key) if key is not None else None
                 if series is None:
-                    self._instruments[id(instrument)] = instrument  # so that the id stays its own
-                    series = self._new_series(self._journal, instrument, attributes)
-                    self._series[key] = series
+                    series = self._look_up(journal, instrument, plain(dict(attributes)))
+                    if key is not None:
+                        if len(self._found) >= _REMEMBERED:
+                            self._found.clear()
+                        self._found[key] = series
                 series.add(measurement.value, self._number)
                 if series.cell is None:
                     now = clock.now()
-                    self._journal.append(MetricsCollected(now, now, [series.take()]))
-            self.collect_if_due()
+                    journal.append(MetricsCollected(now, now, [series.take()]))
+            if time.monotonic() >= self._due:
+                self.collect_if_due()
         except Exception as error:
             report(error)
 
@@ -98,6 +109,16 @@ class Measurements:
             if found:
                 self._number += 1
                 journal.append(MetricsCollected(start, self._collected, found, self._number - 1))
+
+    def _look_up(
+        self, journal: JournalWriter, instrument: Any, attributes: dict[str, Any]
+    ) -> _Series:
+        key = id(instrument), encode(sorted(attributes.items()))
+        series = self._series.get(key)
+        if series is None:
+            self._instruments[id(instrument)] = instrument  # so that the id stays its own
+            series = self._series[key] = self._new_series(journal, instrument, attributes)
+        return series
 
     def _new_series(
         self, journal: JournalWriter, instrument: Any, attributes: dict[str, Any]
@@ -137,6 +158,7 @@ class Measurements:
         return _Series(metric, cell)
 
 
+_are_plain = _TOLD_APART.issuperset
 _KINDS: Final = {
     "Counter": "sum",
     "UpDownCounter": "updown",
@@ -148,11 +170,26 @@ _KINDS: Final = {
 class _Series:
     """What one series counted since it was last taken."""
 
-    __slots__ = ("cell", "is_pending", "_metric", "_value", "_count", "_buckets", "_least", "_most")
+    __slots__ = (
+        "cell",
+        "is_pending",
+        "_bounds",
+        "_buckets",
+        "_count",
+        "_is_gauge",
+        "_least",
+        "_metric",
+        "_most",
+        "_unused",
+        "_value",
+    )
 
     def __init__(self, metric: ForeignMetric, cell: Any) -> None:
         self.cell = cell
         self._metric = metric
+        self._is_gauge = metric.kind == "gauge"
+        self._bounds = metric.points[0].bounds or ()
+        self._unused = (0,) * (MOST_BUCKETS - len(self._bounds) - 1)
         self._restart()
 
     def _restart(self) -> None:
@@ -163,26 +200,31 @@ class _Series:
         self._buckets = list(self._metric.points[0].bucket_counts or ())
 
     def add(self, value: int | float, number: int) -> None:
+        if value.__class__ is not int and value.__class__ is not float:
+            value = _plain_number(value)
         self.is_pending = True
-        if self._metric.kind == "gauge":
-            self._value = value
-        elif self._buckets:
-            self._buckets[bisect_left(self._metric.points[0].bounds or (), value)] += 1
-            self._least = min(self._least, value) if self._count else value
-            self._most = max(self._most, value) if self._count else value
+        if self._buckets:
+            self._buckets[bisect_left(self._bounds, value)] += 1
+            if not self._count:
+                self._least = self._most = value
+            elif value < self._least:
+                self._least = value
+            elif value > self._most:
+                self._most = value
             self._count += 1
             self._value += value
+        elif self._is_gauge:
+            self._value = value
         else:
             self._value += value
         if self.cell is not None:
             self.cell.store(number, *self._fields())
 
     def _fields(self) -> tuple[int, ...]:
-        value = plain(self._value)
+        value = self._value
         if self._buckets:
-            empty = [0] * (MOST_BUCKETS - len(self._buckets))
             figures = (_bits(value), self._count, _bits(self._least), _bits(self._most))
-            return (*figures, *self._buckets, *empty)
+            return (*figures, *self._buckets, *self._unused)
         if isinstance(value, int) and -(1 << 63) <= value < 1 << 63:
             return 0, value & _WORD
         return 1, _bits(value)
@@ -225,6 +267,14 @@ def pending(defined: SeriesDefined, cell: Mapping[str, int], last: int) -> Forei
             maximum=_double(cell["most"]),
         )
     return structs.replace(defined.metric, points=[found])
+
+
+def _plain_number(value: Any) -> int | float:
+    # Of numpy, most often: msgpack does not know its numbers.
+    try:
+        return operator.index(value)
+    except TypeError:
+        return float(value)
 
 
 def _bits(value: Any) -> int:

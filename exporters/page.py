@@ -109,6 +109,8 @@ class Words:
     """Nanoseconds of CPU that our start-up and our exit handler took."""
     HELD: Final = 5
     """1: the process holds its page (`stagewatch.exporters.life`) for as long as it lives."""
+    USED: Final = 6
+    """Bytes of the page, from its begin, in which anything is ever stored; 0: any."""
 
 
 class Cell:
@@ -193,11 +195,10 @@ class PageWriter:
         self.position = self._buffer[_WORDS_AT : _WORDS_AT + 8].cast("Q")
         """The word ``JOURNAL_POSITION``, for who sets it all the time and knows of `publish`."""
         self.set(Words.HELD, life.hold(path))
-        self._end = _RUN_CELL_AT
         self._free: dict[str, list[Cell]] = {}
         self._slots = 0
         self.run = Cell(self._memory, "run", _RUN_CELL_AT)
-        self._end += 2 * _STRUCTS["run"].size
+        self._use(_RUN_CELL_AT + 2 * _STRUCTS["run"].size)
 
     def cell(self, kind: str) -> Cell | None:
         """A cell for *kind*, or None when the page is full."""
@@ -207,12 +208,17 @@ class PageWriter:
         size = 2 * _STRUCTS[kind].size
         if self._end + size > SIZE:
             return None
-        offset, self._end = self._end, self._end + size
+        offset = self._end
+        self._use(offset + size)
         return Cell(self._memory, kind, offset)
 
     def release(self, cell: Cell) -> None:
         """Give *cell* to the next of its kind; what it shows is named by its ``span_id``."""
         self._free.setdefault(cell.kind, []).append(cell)
+
+    def _use(self, end: int) -> None:
+        self._end = end
+        self.set(Words.USED, end)
 
     def thread_slot(self, thread: int) -> ThreadSlot | None:
         """A slot for a thread, or None when as many as fit have been given out."""
@@ -269,8 +275,8 @@ class PageReader:
         return value
 
     def checksum(self) -> int:
-        """Of the whole page: changes with anything that its process does."""
-        return zlib.crc32(self._buffer)
+        """Of all that is stored here: changes with anything that its process does."""
+        return zlib.crc32(self._buffer[: self.word(Words.USED) or SIZE])
 
     def last_activity(self) -> int:
         """When a stage last began or ended, ns since the epoch; 0 if none ever did."""

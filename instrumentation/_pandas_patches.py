@@ -138,15 +138,19 @@ def _fillna(wrapped: Function) -> Function:
         call = None
         try:
             call = begin(kind)
+            rows = 0
             try:
-                rows = len(self.index)
+                if call is not None:
+                    rows = len(self.index)
             except Exception as fault:
-                rows = 0
                 report(fault)
-            held = [self]
-            del self
-            # A plain call gives its reference away; one with * or ** would keep it.
-            result = wrapped(held.pop(), value, axis=axis, inplace=inplace, limit=limit)
+            if inplace is False:
+                result = wrapped(self, value, axis=axis, inplace=False, limit=limit)
+            else:
+                held = [self]
+                del self
+                # A plain call gives its reference away; one with * or ** would keep it.
+                result = wrapped(held.pop(), value, axis=axis, inplace=inplace, limit=limit)
             if call is not None:
                 fold(call, rows, rows)
         except BaseException as error:

@@ -13,6 +13,7 @@ import pytest
 from stagewatch import measures, records, semconv
 from stagewatch.exporters.page import SIZE, PageReader, PageWriter
 from stagewatch.exporters.recorder.ingest import Intake
+from stagewatch.exporters.recorder.watching.follow import Part
 from stagewatch.exporters.recorder.watching.outcome import Death
 from stagewatch.exporters.recorder.watching.vitals import Sighting
 
@@ -65,7 +66,7 @@ class Job:
     def put(self, *made: records.Record) -> None:
         """Write records, and let them be taken in."""
         self.offset += 1
-        self.intake.take(self.key, made, 0, self.offset)
+        self.intake.take(Part(self.key, made, 0, self.offset))
 
     def page(self) -> PageWriter:
         """The status page, made when it is first asked for."""

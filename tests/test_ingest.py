@@ -16,6 +16,7 @@ import pytest
 from stagewatch.database import connect
 from stagewatch.exporters.page import Words
 from stagewatch.exporters.recorder.ingest import CLOSED, Intake, open_intake
+from stagewatch.exporters.recorder.watching.follow import Part
 from stagewatch.exporters.recorder.watching.outcome import Death
 from stagewatch.history import SpanRow, open_history
 from stagewatch.model import Outcome, Pipeline, Role, Schedule, Sla
@@ -162,9 +163,9 @@ def test_taking_and_closing_again_is_harmless(tmp_path: Path, intake: Intake) ->
     job.open()
     made = OperationEnded(job.run, "", "pandas.merge", SECOND, 1, 1)
     job.put(made)
-    intake.take(job.key, [made], 0, job.offset)
+    intake.take(Part(job.key, [made], 0, job.offset))
     assert intake.resume(job.key) == (0, job.offset)
-    intake.take(job.key, [made], 1, 0)
+    intake.take(Part(job.key, [made], 1, 0))
     assert intake.resume(job.key) == (1, 0)
     job.dies()
     job.dies(KILLED)
@@ -200,13 +201,13 @@ def test_what_cannot_be_written_changes_nothing(tmp_path: Path, intake: Intake) 
     before = intake.resume(job.key)
     broken = MetricsCollected(0, 1, [None])  # type: ignore[list-item]
     with pytest.raises(AttributeError):
-        intake.take(job.key, [OperationEnded(job.run, "", "x", 1, 1, 1), broken], 0, 99)
+        intake.take(Part(job.key, [OperationEnded(job.run, "", "x", 1, 1, 1), broken], 0, 99))
     assert intake.resume(job.key) == before
     with sqlite3.connect(tmp_path / "history.db") as other:
         other.execute("begin immediate")
         intake._link.execute("pragma busy_timeout=10")
         with pytest.raises(sqlite3.OperationalError):
-            intake.take(job.key, [_scope(9)], 0, 98)
+            intake.take(Part(job.key, [_scope(9)], 0, 98))
         other.rollback()
     other.close()
     job.put(OperationEnded(job.run, "", "x", 1, 1, 1))
@@ -215,13 +216,31 @@ def test_what_cannot_be_written_changes_nothing(tmp_path: Path, intake: Intake) 
         assert history.operations(job.run)[0].calls == 1
 
 
+def test_parts_are_taken_in_together_or_not_at_all(tmp_path: Path, intake: Intake) -> None:
+    """Where one of them fails the others have not been taken in either, and are counted once."""
+    jobs = [Job(intake, tmp_path), Job(intake, tmp_path)]
+    for job in jobs:
+        job.open()
+    before = [intake.resume(job.key) for job in jobs]
+    made = [OperationEnded(job.run, "", "x", 1, 1, 1) for job in jobs]
+    broken = MetricsCollected(0, 1, [None])  # type: ignore[list-item]
+    with pytest.raises(AttributeError):
+        intake.take(Part(jobs[0].key, made[:1], 0, 9), Part(jobs[1].key, [made[1], broken], 0, 9))
+    assert [intake.resume(job.key) for job in jobs] == before
+    intake.take(Part(jobs[0].key, made[:1], 0, 9), Part(jobs[1].key, made[1:], 0, 9))
+    intake.take(Part(jobs[0].key, made[:1], 0, 9), Part(jobs[1].key, made[1:], 0, 9))
+    assert [intake.resume(job.key) for job in jobs] == [(0, 9), (0, 9)]
+    with open_history(tmp_path, readonly=True) as history:
+        assert [history.operations(job.run)[0].calls for job in jobs] == [1, 1]
+
+
 def _scope(number: int) -> ScopeDefined:
     return ScopeDefined(number, "new", None, None)
 
 
 def test_a_journal_without_its_first_record_harms_nobody(tmp_path: Path, intake: Intake) -> None:
     """Nobody knows whose its records are: they are counted as dropped."""
-    intake.take("1.1.x", [OperationEnded("r", "", "x", 1, 1, 1)], 0, 10)
+    intake.take(Part("1.1.x", [OperationEnded("r", "", "x", 1, 1, 1)], 0, 10))
     intake.close("1.1.x", None, Death(OK))
     assert intake.resume("1.1.x") == CLOSED
     with open_history(tmp_path, readonly=True) as history:

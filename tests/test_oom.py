@@ -18,6 +18,7 @@ from stagewatch.exporters import journal, state
 from stagewatch.exporters.journal import VMSTAT, oom_count, oom_counters, oom_kills, pid_namespace
 from stagewatch.exporters.page import PageReader
 from stagewatch.exporters.recorder.watching import shortage as shortage_module
+from stagewatch.exporters.recorder.watching.follow import Part
 from stagewatch.exporters.recorder.watching.observer import Process
 from stagewatch.exporters.recorder.watching.outcome import Death
 from stagewatch.exporters.recorder.watching.shortage import Shortage
@@ -25,7 +26,6 @@ from stagewatch.exporters.recorder.watching.vitals import Sighting
 from stagewatch.exporters.recorder.watching.watch import Watch, journals
 from stagewatch.history import open_history
 from stagewatch.model import Outcome
-from stagewatch.records import Record
 from tests.jobs import Jobs, end_recorders, wait_for
 
 KILLED = Death(signal.SIGKILL)
@@ -141,7 +141,7 @@ class Deaths:
     def resume(self, key: str) -> tuple[int, int] | None:
         return None
 
-    def take(self, key: str, records: list[Record], segment: int, offset: int) -> None: ...
+    def take(self, *parts: Part) -> None: ...
 
     def close(self, key: str, page: PageReader | None, death: Death) -> None:
         self.seen[key] = death

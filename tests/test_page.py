@@ -79,6 +79,27 @@ def test_run_cell(page: PageWriter, tmp_path: Path) -> None:
     }
 
 
+def test_checksum_tells_of_every_store(page: PageWriter, tmp_path: Path) -> None:
+    """It covers all that is in use: words, threads, the run's cell, and the newest cell."""
+    seen = [read(tmp_path).checksum()]
+
+    def has_changed() -> bool:
+        seen.append(read(tmp_path).checksum())
+        return seen[-1] not in seen[:-1]
+
+    page.set(Words.OVERHEAD, 5)
+    assert has_changed()
+    made(page.thread_slot(1)).show_stages([], 7)
+    assert has_changed()
+    made(page.run).store(1, 2, 3, 4, 5, 6, 3)
+    assert has_changed()
+    for _ in range(50):
+        cell = made(page.cell("folded_stage"))
+        for count in (1, 2):
+            cell.store(count, *[0] * (len(LAYOUTS["folded_stage"]) - 2), 9)
+            assert has_changed()
+
+
 def test_released_cell_is_given_again(page: PageWriter, tmp_path: Path) -> None:
     """A cell goes on counting its stores, so that the newer of two owners is what is seen."""
     cell = made(page.cell("stage"))

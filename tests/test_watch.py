@@ -31,7 +31,7 @@ from stagewatch.exporters.recorder.deposit import Deposit
 from stagewatch.exporters.recorder.door import Caller, Door, is_key
 from stagewatch.exporters.recorder.loop import Recorder
 from stagewatch.exporters.recorder.watching import exits, kernel
-from stagewatch.exporters.recorder.watching.follow import Follower
+from stagewatch.exporters.recorder.watching.follow import Follower, Part
 from stagewatch.exporters.recorder.watching.outcome import Death
 from stagewatch.exporters.recorder.watching.vitals import Sighting
 from stagewatch.exporters.recorder.watching.watch import Watch, journals
@@ -50,16 +50,21 @@ class FakeIntake:
         self.closed: list[tuple[str, int | None, bool]] = []
         self.died_at: list[int | None] = []
         self.positions: dict[str, tuple[int, int]] = {}
+        self.together: list[int] = []
+        """Of how many journals it took in, each time."""
         self.fails: Callable[[Sequence[Record]], Exception | None] = lambda records: None
 
     def resume(self, key: str) -> tuple[int, int] | None:
         return self.positions.get(key)
 
-    def take(self, key: str, records: Sequence[Record], segment: int, offset: int) -> None:
-        if error := self.fails(records):
-            raise error
-        self.taken.setdefault(key, []).extend(records)
-        self.positions[key] = (segment, offset)
+    def take(self, *parts: Part) -> None:
+        for part in parts:
+            if error := self.fails(part.records):
+                raise error
+        self.together.append(len(parts))
+        for part in parts:
+            self.taken.setdefault(part.key, []).extend(part.records)
+            self.positions[part.key] = (part.segment, part.offset)
 
     def close(self, key: str, page: PageReader | None, death: Death) -> None:
         if error := self.fails([]):
@@ -599,10 +604,43 @@ def test_reads_only_news(tmp_path: Path, watch: Watch, intake: FakeIntake) -> No
     """A journal is opened again only when its page says that there is more."""
     journal = write(tmp_path, f"{os.getpid()}.{start_ticks()}.aa", [1])
     watch.find(journals(tmp_path))
-    assert [watch.read(), watch.read()] == [True, False]
+    assert [watch.read() > 0, watch.read() > 0] == [True, False]
     journal.append(NameDefined(2, "more"))
-    assert [watch.read(), watch.read()] == [True, False]
+    assert [watch.read() > 0, watch.read() > 0] == [True, False]
     assert intake.numbers(journal.key) == [1, 2]
+
+
+def test_journals_are_taken_in_together(tmp_path: Path, watch: Watch, intake: FakeIntake) -> None:
+    """What is new in all of them is taken in at once; who has more goes on by itself."""
+    keys = [f"{os.getpid()}.{start_ticks()}.{random}" for random in ("aa", "bb", "cc")]
+    first, *_ = (write(tmp_path, key, [1]) for key in keys)
+    many = write(tmp_path, f"{os.getpid()}.{start_ticks()}.dd", range(20_000))
+    watch.find(journals(tmp_path))
+    assert watch.read() > 1 << 17
+    assert [intake.numbers(key) for key in keys] == [[1]] * 3
+    assert intake.numbers(many.key) == list(range(20_000))
+    assert intake.together[0] == 4
+    assert set(intake.together[1:]) == {1}
+    assert watch.read(everything=True) == 0
+    first.append(NameDefined(2, "more"))
+    assert watch.read()
+    assert intake.numbers(first.key) == [1, 2]
+
+
+@pytest.mark.internal_errors
+def test_who_cannot_be_taken_in_holds_nobody_up(
+    tmp_path: Path, watch: Watch, intake: FakeIntake
+) -> None:
+    """One journal with a record that the intake cannot take: all others are taken, and its own."""
+    sick, well = (f"{os.getpid()}.{start_ticks()}.{random}" for random in ("aa", "bb"))
+    write(tmp_path, sick, [1, 2, 3])
+    write(tmp_path, well, [4, 5])
+    poison = NameDefined(2, "name 2")
+    intake.fails = lambda records: ValueError("poison") if poison in records else None
+    watch.find(journals(tmp_path))
+    watch.read()
+    assert (intake.numbers(sick), intake.numbers(well)) == ([1, 3], [4, 5])
+    assert watch.read() == 0
 
 
 def test_segments_go_away_but_the_first(tmp_path: Path, intake: FakeIntake) -> None:
@@ -754,7 +792,7 @@ def test_no_page(tmp_path: Path, intake: FakeIntake) -> None:
     write(tmp_path, of_dead(), [1])
     page_path(tmp_path, of_dead()).write_bytes(b"x" * FRAME.size)
     follower = Follower(tmp_path, of_dead(), intake)
-    assert follower.has_news()
+    assert follower.news()
     assert follower.read()
     assert (follower.page, intake.numbers(of_dead())) == (None, [1])
     follower.forget()

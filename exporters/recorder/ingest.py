@@ -6,7 +6,7 @@ had not comes again, with the same ids.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -33,12 +33,12 @@ from stagewatch.exporters.recorder.judging.live import Member, UnderWay
 from stagewatch.exporters.recorder.judging.notices import Due
 from stagewatch.exporters.recorder.judging.showing import gauges, note_records, picture
 from stagewatch.exporters.recorder.sending.sender import Sender
+from stagewatch.exporters.recorder.watching.follow import Part
 from stagewatch.exporters.recorder.watching.outcome import Death
 from stagewatch.exporters.recorder.watching.vitals import Sighting
 from stagewatch.exporters.state import destination
 from stagewatch.history import History
 from stagewatch.measures import SECOND
-from stagewatch.records import Taken
 
 CLOSED: Final = (-1, -1)
 """What `Intake.resume` answers for a journal that has nothing left to give."""
@@ -86,21 +86,29 @@ class Intake:
         journal = self._journal(key)
         return journal.segment, journal.offset
 
-    def take(self, key: str, records: Sequence[Taken], segment: int, offset: int) -> None:
-        """Take in *records*, which end at *offset* of *segment*; again is harmless."""
-        journal = self._journal(key)
-        if (segment, offset) <= (journal.segment, journal.offset):
+    def take(self, *parts: Part) -> None:
+        """Take in parts of different journals, all or none; again is harmless."""
+        fresh = []
+        for part in parts:
+            journal = self._journal(part.key)
+            if part[2:] > (journal.segment, journal.offset):
+                fresh.append((part, journal))
+        if not fresh:
             return
-        batch = Batch()
-        with self._changing(key):
-            for record in records:
-                take(self._books, journal, record, batch)
-            journal.segment, journal.offset = segment, offset
-            self._books.write(journal, batch)
-            save_journal(self._books, key, journal)
+        made = []
+        with self._changing(*(part.key for part, _ in fresh)):
+            for part, journal in fresh:
+                batch = Batch()
+                for record in part.records:
+                    take(self._books, journal, record, batch)
+                journal.segment, journal.offset = part.segment, part.offset
+                made.append((journal, batch))
+            self._books.write_all(made)
+            for part, journal in fresh:
+                save_journal(self._books, part.key, journal)
         if self._sender is not None:
-            has_begun = any(one.metric is semconv.RUN_ACTIVE for one in batch.found)
-            self._sender.wake(totals=has_begun)
+            found = (one for _, batch in made for one in batch.found)
+            self._sender.wake(totals=any(one.metric is semconv.RUN_ACTIVE for one in found))
 
     def close(self, key: str, page: PageReader | None, death: Death) -> None:
         """End what the dead process with the journal *key* has left open.
@@ -256,7 +264,7 @@ class Intake:
             run.noted_memory = run.memory_peak
             run.said.update({(one.name, one.key): run.clock for one in due})
         if has_news and self._sender is not None:
-            self._sender.wake(totals=any(due for _, due in said))
+            self._sender.wake(totals=True)
 
     def _say(self, run: UnderWay, opener: Journal) -> list[Due]:
         if not run.is_announced:
@@ -300,13 +308,14 @@ class Intake:
         return journal
 
     @contextmanager
-    def _changing(self, key: str = "") -> Iterator[None]:
+    def _changing(self, *keys: str) -> Iterator[None]:
         try:
             with transaction(self._link):
                 yield
         except BaseException:
             # What is in memory went ahead of the database.
-            self._journals.pop(key, None)
+            for key in keys:
+                self._journals.pop(key, None)
             self._books.interned.forget()
             self._books.totals.forget()
             raise

@@ -16,8 +16,12 @@ from stagewatch.safety import guarded
 
 _logger = logging.getLogger(__name__)
 
-_SHORTEST_NAP: Final = 0.1
-_LONGEST_NAP: Final = 0.5
+_NAP: Final = 1.0
+"""What is new waits so long for company, for most of what it costs is to look, and to write at all.
+Deaths, callers and who asks wake us."""
+_SHORT_NAP: Final = 0.1
+_MUCH: Final = 1 << 20
+"""Bytes of journals after which more of them are likely to come at once."""
 _SCAN_SECONDS: Final = 2.0
 _PENDING_SECONDS: Final = 24 * 3600.0
 """How long data that cannot be sent keeps an idle recorder alive."""
@@ -49,9 +53,9 @@ class Recorder:
         """Until `is_stopped`, or until there was nothing to do for its ``recorder_idle``."""
         self._serve(callers)
         self._go_round()
-        interval = max(settings.watch_interval, _SHORTEST_NAP)
+        interval = max(settings.watch_interval, _SHORT_NAP)
         scanned = ticked = busy = time.monotonic()
-        nap = _SHORTEST_NAP
+        nap = _SHORT_NAP
         while not self.is_stopped:
             due = max(ticked + interval - time.monotonic(), 0.0)
             self._attend(self._epoll.poll(min(nap, due) if self._watch.followers else nap))
@@ -61,7 +65,7 @@ class Recorder:
                     break
                 scanned = now
                 self._go_round()
-            nap = _SHORTEST_NAP if self._watch.read() else min(1.5 * nap, _LONGEST_NAP)
+            nap = _SHORT_NAP if self._watch.read() > _MUCH else _NAP
             self._answer()
             if self._watch.followers:
                 busy = now

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -114,6 +115,18 @@ class Books(Struct, frozen=True):
         self, journal: Journal, batch: Batch, *, process_is_over: bool = False, now: int = 0
     ) -> None:
         """Write *batch*; its increments end at *now*, or where the journal's newest record does."""
+        self._write(journal, batch, process_is_over=process_is_over, now=now)
+        self._count((batch,), journal.since)
+
+    def write_all(self, found: Sequence[tuple[Journal, Batch]]) -> None:
+        """Write what different journals add; of *found* there is at least one."""
+        for journal, batch in found:
+            self._write(journal, batch)
+        self._count([batch for _, batch in found], max(journal.since for journal, _ in found))
+
+    def _write(
+        self, journal: Journal, batch: Batch, *, process_is_over: bool = False, now: int = 0
+    ) -> None:
         now = max(now, journal.seen, journal.since + 1)
         if batch.spans:
             rows.add_spans(self.link, journal.run, batch.spans, details=batch.has_details)
@@ -136,14 +149,20 @@ class Books(Struct, frozen=True):
                 run_resource=journal.run_resource,
                 since=journal.since,
             )
-        health = batch.dropped + [
+        journal.since = now
+
+    def _count(self, batches: Sequence[Batch], now: int) -> None:
+        """Telemetry's own health."""
+        health = [
             Increment(semconv.TELEMETRY_RECORDED, ((semconv.SIGNAL, signal),), count)
+            for batch in batches
             for signal, count in batch.recorded.items()
             if count
         ]
+        for batch in batches:
+            health += batch.dropped
         if health:
             self.totals.add(health, None, self.interned.own_resource(), now)
-        journal.since = now
 
     def decide(self, journal: Journal, batch: Batch, *, everything: bool, seconds: float) -> int:
         """Settle the run's details (`details.decide`); the cut is counted and returned."""
@@ -201,7 +220,10 @@ def save_journal(books: Books, key: str, journal: Journal, *, closed: bool = Fal
     """Position and state; of a closed one only what its predecessor by exec may still need."""
     exiting = journal.exiting
     books.link.execute(
-        "insert or replace into journal values(?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "insert into journal values(?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict(key) do update set "
+        "run_id = excluded.run_id, segment = excluded.segment, offset = excluded.offset, "
+        "closed = excluded.closed, at = excluded.at, exiting = excluded.exiting, "
+        "state = excluded.state, destination = excluded.destination",
         (
             key,
             journal.process.run_id if journal.process else "",

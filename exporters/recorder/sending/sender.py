@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from stagewatch.exporters.recorder.sending.outbox import Outbox
 
 _REPEAT_SECONDS: Final = 10.0
-_GATHER_SECONDS: Final = 0.5
-"""What is not urgent waits so long for company: a request costs as much as 100 spans."""
+_GATHER_SECONDS: Final = 1.5
+"""What is not urgent waits so long for company: a request costs as much as 100 spans, and
+the intake gathers for a second, too."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0
 _LONGER: Final = 4.0
 """So many times the last pause: before the first, the exporter itself has tried for 10 s."""

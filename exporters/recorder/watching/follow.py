@@ -7,15 +7,16 @@ import mmap
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
 from stagewatch import safety
 from stagewatch.exporters.journal import (
     FRAME,
+    is_end,
     is_rolled,
     page_path,
     read_frames,
@@ -30,7 +31,18 @@ from stagewatch.records import ProcessStarted, Record, Taken, decode, decode_hea
 _logger = logging.getLogger(__name__)
 
 _CHUNK: Final = 1 << 18
+_FIRST_CHUNK: Final = 1 << 13
+"""Of each of many journals at once: most have a few records at a time."""
 _LONGEST_PAUSE: Final = 60.0
+
+
+class Part(NamedTuple):
+    """Records that follow each other in the journal *key*, up to *offset* of *segment*."""
+
+    key: str
+    records: Sequence[Taken]
+    segment: int
+    offset: int
 
 
 class Taker(Protocol):
@@ -38,9 +50,21 @@ class Taker(Protocol):
 
     def resume(self, key: str) -> tuple[int, int] | None: ...
 
-    def take(self, key: str, records: list[Taken], segment: int, offset: int) -> None: ...
+    def take(self, *parts: Part) -> None: ...
 
     def close(self, key: str, page: PageReader | None, death: Death) -> None: ...
+
+
+class Offer(NamedTuple):
+    """What comes next in a journal."""
+
+    part: Part
+    ends: list[int]
+    """Offset behind each record."""
+    is_last: bool
+    """Nothing stands behind them."""
+    position: int = -1
+    """Of the journal by its page, before this was read."""
 
 
 class Follower:
@@ -91,11 +115,11 @@ class Follower:
         except OSError:
             return None
 
-    def has_news(self) -> bool:
-        """Whether the process wrote anything since the last `read`: a look into memory."""
+    def news(self) -> int:
+        """Bytes that the process wrote since the last `read`, about: a look into memory."""
         if self._is_pausing():
-            return False
-        return self.page is None or self.page.word(Words.JOURNAL_POSITION) != self._seen
+            return 0
+        return 1 if self.page is None else self._position() - self._seen
 
     def read(self, *, final: bool = False) -> bool:
         """Take in what there is; False if the intake could not (then again a while later).
@@ -104,19 +128,41 @@ class Follower:
         """
         if self._is_pausing():
             return False
-        position = self.page.word(Words.JOURNAL_POSITION) if self.page else -1
+        position = self._position()
         try:
-            for records, ends, segment, offset in self._batches(final):
-                self._take(records, ends, segment, offset)
-                self._go_to(segment, offset)
+            for offer in self._offers(final):
+                self._take(offer)
+                self._go_to(offer.part)
         except Exception as error:
             self._pause_after(error)
             return False
-        self._seen = position
-        self._pause = 0.0
-        if self.started is None:
-            self._learn_start()
+        self._is_at(position)
         return True
+
+    def offer(self) -> Offer | None:
+        """The beginning of what is new, for an intake that takes of many journals at once.
+
+        None: that is for `read` to do.
+        """
+        if self._is_pausing():
+            return None
+        position = self._position()
+        try:
+            offer = self._next(_FIRST_CHUNK)
+        except OSError:
+            return None
+        return None if offer is None else offer._replace(position=position)
+
+    def took(self, offer: Offer) -> bool:
+        """The intake has taken *offer*; whether that was all."""
+        try:
+            self._go_to(offer.part)
+        except OSError as error:
+            self._pause_after(error)
+            return True
+        if offer.is_last:
+            self._is_at(offer.position)
+        return offer.is_last
 
     def close(self, death: Death) -> bool:
         """The process is dead and read to the end. False if the intake could not; files stay."""
@@ -179,57 +225,67 @@ class Follower:
             self.started = record if isinstance(record, ProcessStarted) else None
             return
 
-    def _batches(self, final: bool) -> Iterator[tuple[list[Taken], list[int], int, int]]:
-        """Records, the offset behind each, and the position behind them all."""
-        while True:
-            segment, offset = self._segment, self._offset
-            data = self._data(offset)
-            records: list[Taken] = []
-            ends: list[int] = []
-            at = 0
-            for body, at in read_frames(data, 0):  # noqa: B007
-                try:
-                    records.append(decode_head(body))
-                except msgspec.DecodeError as error:
-                    safety.report(error)
-                else:
-                    ends.append(offset + at)
-            if final and not at and (skipped := _skip(data)):
-                _logger.warning("stagewatch: a damaged record of %s was skipped", self.key)
-                at = skipped
-            next_segment = segment_path(self._room, self.key, segment + 1)
-            if is_rolled(data, at) and next_segment.exists():
-                yield records, ends, segment + 1, 0
-            elif at:
-                yield records, ends, segment, offset + at
-            else:
+    def _position(self) -> int:
+        return self.page.word(Words.JOURNAL_POSITION) if self.page else -1
+
+    def _is_at(self, position: int) -> None:
+        self._seen = position
+        self._pause = 0.0
+        if self.started is None:
+            self._learn_start()
+
+    def _offers(self, final: bool) -> Iterator[Offer]:
+        while offer := self._next(_CHUNK, final):
+            yield offer
+            if offer.is_last:
                 return
 
-    def _data(self, offset: int) -> bytes:
-        data = os.pread(self._descriptor, _CHUNK, offset)
-        if len(data) == _CHUNK:
+    def _next(self, most: int, final: bool = False) -> Offer | None:
+        """What the next *most* bytes say; None: nothing."""
+        segment, offset = self._segment, self._offset
+        data = self._data(offset, most)
+        records: list[Taken] = []
+        ends: list[int] = []
+        at = 0
+        for body, at in read_frames(data, 0):  # noqa: B007
+            try:
+                records.append(decode_head(body))
+            except msgspec.DecodeError as error:
+                safety.report(error)
+            else:
+                ends.append(offset + at)
+        if final and not at and (skipped := _skip(data)):
+            _logger.warning("stagewatch: a damaged record of %s was skipped", self.key)
+            at = skipped
+        if is_rolled(data, at) and segment_path(self._room, self.key, segment + 1).exists():
+            return Offer(Part(self.key, records, segment + 1, 0), ends, False)
+        if not at:
+            return None
+        return Offer(Part(self.key, records, segment, offset + at), ends, is_end(data, at))
+
+    def _data(self, offset: int, most: int) -> bytes:
+        data = os.pread(self._descriptor, most, offset)
+        if len(data) == most:
             size = FRAME.unpack_from(data)[0]
-            if _CHUNK < size + 2 * FRAME.size <= os.fstat(self._descriptor).st_size:
+            if most < size + 2 * FRAME.size <= os.fstat(self._descriptor).st_size:
                 data = os.pread(self._descriptor, size + 2 * FRAME.size, offset)
         return data
 
-    def _take(self, records: list[Taken], ends: list[int], segment: int, offset: int) -> None:
+    def _take(self, offer: Offer) -> None:
         try:
-            self._intake.take(self.key, records, segment, offset)
+            self._intake.take(offer.part)
         except (sqlite3.OperationalError, OSError):
             raise
         except Exception as error:
             safety.report(error)
-            self._take_singly(records, ends, segment, offset)
+            self._take_singly(offer)
 
-    def _take_singly(
-        self, records: list[Taken], ends: list[int], segment: int, offset: int
-    ) -> None:
+    def _take_singly(self, offer: Offer) -> None:
         """Something in these records is more than the intake can take: leave only that out."""
         here = self._segment
-        for record, end in zip(records, ends, strict=True):
+        for record, end in zip(offer.part.records, offer.ends, strict=True):
             try:
-                self._intake.take(self.key, [record], here, end)
+                self._intake.take(Part(self.key, [record], here, end))
             except (sqlite3.OperationalError, OSError):
                 raise
             except Exception as error:
@@ -237,14 +293,14 @@ class Follower:
                 continue
             self._offset = end
         # If this fails too it is not the records' fault, and what was left out comes again.
-        self._intake.take(self.key, [], segment, offset)
+        self._intake.take(offer.part._replace(records=[]))
 
-    def _go_to(self, segment: int, offset: int) -> None:
-        if segment != self._segment:
-            self._open(segment)
+    def _go_to(self, part: Part) -> None:
+        if part.segment != self._segment:
+            self._open(part.segment)
             if self._segment > 0:
                 segment_path(self._room, self.key, self._segment).unlink(missing_ok=True)
-        self._segment, self._offset = segment, offset
+        self._segment, self._offset = part.segment, part.offset
 
     def _open(self, segment: int) -> None:
         descriptor = os.open(

@@ -61,6 +61,8 @@ class _Known(Struct):
 
     stillness: Stillness
     vitals: Vitals | None = None
+    weight: tuple[float, int] = (-1.0, 0)
+    """CPU and memory of the process itself: without a change its highest memory has not, either."""
     is_readable: bool = True
     """Whether all that its being still is judged by could be read."""
     stack: str | None = None
@@ -186,11 +188,14 @@ class Observer:
         found = [flow for flow in flows if flow is not None]
         cpu_seconds = sum(reading.cpu_seconds for reading in readings.values())
         before = known.vitals or Vitals()
+        weight = own.cpu_seconds, own.memory
+        peak = reader.memory_peak(process.pid) if weight != known.weight else None
+        known.weight = weight
         # What a descendant counted whom nobody waited for goes with it: hence the highest so far.
         known.vitals = Vitals(
             cpu_seconds=_highest(cpu_seconds, before.cpu_seconds),
             memory=sum(reading.memory for reading in readings.values()),
-            memory_peak=_highest(own.memory, before.memory_peak, reader.memory_peak(process.pid)),
+            memory_peak=_highest(own.memory, before.memory_peak, peak),
             read_bytes=_highest(*(_sums(flow.read_bytes for flow in found)), before.read_bytes),
             written_bytes=_highest(
                 *_sums(flow.written_bytes for flow in found), before.written_bytes

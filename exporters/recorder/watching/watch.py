@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import select
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -98,13 +98,30 @@ class Watch:
             if follower is not None and follower.pidfd is None and key not in self._dead:
                 self._judge(follower)
 
-    def read(self, *, everything: bool = False) -> bool:
-        """Take in what is new; whether anything was."""
-        found = False
-        for follower in list(self.followers.values()):
-            if follower.key not in self._dead and (everything or follower.has_news()):
-                found |= follower.read()
-        return found
+    def read(self, *, everything: bool = False) -> int:
+        """Take in what is new; about how many bytes that were."""
+        size = 0
+        reading = []
+        for follower in self.followers.values():
+            if follower.key not in self._dead:
+                news = follower.news()
+                size += news
+                if news or everything:
+                    reading.append(follower)
+        for follower in self._read_together(reading):
+            follower.read()
+        return size
+
+    def _read_together(self, followers: Iterable[Follower]) -> list[Follower]:
+        """Take in the beginning of what is new, in one transaction; returns who has more."""
+        offers = [(follower, follower.offer()) for follower in followers]
+        more = [follower for follower, offer in offers if offer is None]
+        offered = [(follower, offer) for follower, offer in offers if offer is not None]
+        try:
+            self._intake.take(*(offer.part for _, offer in offered))
+        except Exception:  # each by itself: then it is clear whose fault it is
+            return [follower for follower, _ in offers]
+        return more + [follower for follower, offer in offered if not follower.took(offer)]
 
     def died(self, *pidfds: int) -> None:
         """Of the dead: close all journals their processes wrote, before and after an exec."""

@@ -313,6 +313,7 @@ def test_figures_where_the_recorder_died_with_the_job(jobs: Jobs, cgroup: Path) 
         """
         import sys, stagewatch
         with stagewatch.stage("load"):
+            sum(range(10_000_000))
             sys.stdin.readline()
             eaten = [b"x" * 5_000_000 for _ in range(100)]
         """
@@ -325,7 +326,8 @@ def test_figures_where_the_recorder_died_with_the_job(jobs: Jobs, cgroup: Path) 
     def was_looked_at() -> bool:
         with suppress(sqlite3.Error), open_history(jobs.state, readonly=True) as history:
             seen = [history.live(run.run_id) for run in history.active()]
-            return any(one is not None and one.stages and one.memory_peak for one in seen)
+            stages = [stage for one in seen if one is not None for stage in one.stages]
+            return any(stage.memory_peak and stage.cpu_seconds for stage in stages)
         return False
 
     wait_for(was_looked_at)

@@ -49,6 +49,7 @@ class ThreadSlot(Protocol):
     operation: Any
 
     def show_stages(self, cells: list[int], now: int) -> None: ...
+    def leave(self) -> None: ...
 
 
 class Sink(Protocol):
@@ -251,6 +252,10 @@ class Doing:
         self.stages: list[OpenStage] = []
         self._recorded = (0, 0)
         """Id of the exception that a span has recorded last, and that span's parent."""
+
+    def __del__(self) -> None:
+        if self.slot is not None:  # the thread is over
+            self.slot.leave()
 
     def has_recorded(self, error: BaseException, span: Span) -> bool:
         """Whether a child of *span* has recorded *error* already; ids of exceptions are reused, so

@@ -154,11 +154,12 @@ class Cell:
 class ThreadSlot:
     """What one thread is doing."""
 
-    __slots__ = ("_at", "_memory", "_number", "_thread", "operation")
+    __slots__ = ("_at", "_left", "_memory", "_number", "operation", "thread")
 
-    def __init__(self, memory: Memory, index: int, thread: int) -> None:
+    def __init__(self, memory: Memory, index: int, thread: int, left: list[ThreadSlot]) -> None:
         self._memory = memory
-        self._thread = thread
+        self._left = left
+        self.thread = thread
         self._at = _THREADS_AT + index * 2 * _THREAD.size
         self._number = 0
         at = _OPERATIONS_AT + index * _OPERATION.size
@@ -174,11 +175,16 @@ class ThreadSlot:
         number = self._number = self._number + 1
         at = self._at + _THREAD.size * (number & 1)
         shown = (cells + [0] * STACK)[:STACK]
-        values = (self._thread, len(cells), now, *shown)
+        values = (self.thread, len(cells), now, *shown)
         check = _checksum(values) if _CHECKED else 0
         _THREAD.pack_into(self._memory.buffer, at, number, *values, check, number)
         if self._memory.copy_on_write:
             self._memory.publish(at, at + _THREAD.size)
+
+    def leave(self) -> None:
+        """The thread is over, and the next may have the slot. For finalizers: takes no lock, and
+        leaves the page as it is."""
+        self._left.append(self)
 
 
 class PageWriter:
@@ -197,6 +203,7 @@ class PageWriter:
         self.set(Words.HELD, life.hold(path))
         self._free: dict[str, list[Cell]] = {}
         self._slots = 0
+        self._left: list[ThreadSlot] = []
         self.run = Cell(self._memory, "run", _RUN_CELL_AT)
         self._use(_RUN_CELL_AT + 2 * _STRUCTS["run"].size)
 
@@ -221,11 +228,15 @@ class PageWriter:
         self.set(Words.USED, end)
 
     def thread_slot(self, thread: int) -> ThreadSlot | None:
-        """A slot for a thread, or None when as many as fit have been given out."""
+        """A slot for a thread, or None when as many threads live as there are slots."""
+        if self._left:
+            slot = self._left.pop()
+            slot.thread = thread
+            return slot
         if self._slots == THREADS:
             return None
         self._slots += 1
-        return ThreadSlot(self._memory, self._slots - 1, thread)
+        return ThreadSlot(self._memory, self._slots - 1, thread, self._left)
 
     def set(self, word: int, value: int) -> None:
         """Change one of `Words`."""

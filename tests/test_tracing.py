@@ -12,6 +12,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from stagewatch import operations, recording, semconv, stages, tracing
+from stagewatch.exporters.page import THREADS
 from stagewatch.model import Dataset, Pipeline
 from stagewatch.operations import OperationKind
 from stagewatch.records import (
@@ -281,6 +282,22 @@ def test_unsampled_is_recorded_but_no_span(tmp_path: Path, clock: Clock) -> None
         assert len(recorded.of(OperationEnded)) == len(recorded.of(DatasetTouched)) == 1
     finally:
         recorded.close()
+
+
+def test_threads_that_are_over_leave_their_slot(recorded: Recorded) -> None:
+    """The page has room for so many threads at a time, not for so many ever."""
+    seen: list[int] = []
+
+    def work() -> None:
+        with stages.stage("load"):
+            shown = [thread for thread in recorded.page().threads() if any(thread.stages)]
+            seen.append(len(shown))
+
+    for _ in range(3 * THREADS):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert seen == [1] * 3 * THREADS
 
 
 def test_threads_have_their_own_stages(recorded: Recorded) -> None:

@@ -295,6 +295,7 @@ class Screen:
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
+            process_group=0,  # beside ours, as a shell's jobs: an orphaned group cannot be stopped
         )
         os.set_blocking(self.terminal, False)
 

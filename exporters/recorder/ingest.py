@@ -214,11 +214,12 @@ class Intake:
 
     def _look(self, sightings: Mapping[str, Sighting], now: int) -> None:
         uptime = measures.uptime()
+        before = self._cpu_before_runs()
         by_run: dict[int, list[Member]] = {}
         for key, sighting in sightings.items():
             journal = self._journals.get(key)
             if journal is not None and journal.process is not None:
-                own = self._of_run(key, sighting)
+                own = _of_run(sighting, before[_process(key)])
                 by_run.setdefault(journal.run, []).append(Member(key, journal, own))
         for number, members in by_run.items():
             run = self._under_way.get(number)
@@ -289,17 +290,14 @@ class Intake:
         pause = 2 * (_NOTE_SECONDS + self._settings.watch_interval)
         return Witness(next(openers, None), self._under_way.get(journal.run), pause)
 
-    def _of_run(self, key: str, sighting: Sighting) -> Sighting:
-        """Without the CPU its process had used when it began, in the first of its programs."""
-        if sighting.vitals is None:
-            return sighting
-        process = key.rsplit(".", 1)[0] + "."
-        before = min(
-            journal.process.cpu_seconds
-            for other, journal in self._journals.items()
-            if other.startswith(process) and journal.process is not None
-        )
-        return structs.replace(sighting, vitals=sighting.vitals.since(before))
+    def _cpu_before_runs(self) -> dict[str, float]:
+        """Seconds that each process had used when it began, in the first of its programs."""
+        found: dict[str, float] = {}
+        for key, journal in self._journals.items():
+            if journal.process is not None:
+                process, seconds = _process(key), journal.process.cpu_seconds
+                found[process] = min(found.get(process, seconds), seconds)
+        return found
 
     def _journal(self, key: str) -> Journal:
         journal = self._journals.get(key)
@@ -333,6 +331,16 @@ def open_intake(state: Path, room: Path, environ: Mapping[str, str]) -> Intake:
         intake.stop(0.0)
         raise
     return intake
+
+
+def _process(key: str) -> str:
+    return key.rsplit(".", 1)[0]
+
+
+def _of_run(sighting: Sighting, cpu_before: float) -> Sighting:
+    if sighting.vitals is None:
+        return sighting
+    return structs.replace(sighting, vitals=sighting.vitals.since(cpu_before))
 
 
 def _is_urgent(run: UnderWay) -> bool:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from msgspec import Struct, structs
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.trace import Span, SpanContext
@@ -14,12 +15,13 @@ from opentelemetry.util.types import AttributeValue
 
 from stagewatch import clock, records, semconv
 from stagewatch import recording as state
-from stagewatch.failures import error_type, fail_span
-from stagewatch.model import Dataset
+from stagewatch.failures import error_type, fail_span, verdict
+from stagewatch.model import Dataset, Outcome
 from stagewatch.recording import Add, Recording
 from stagewatch.records import NAME_MASK
 from stagewatch.safety import report
 from stagewatch.tracing import (
+    OpenStage,
     add_records,
     current_stage,
     detach,
@@ -246,6 +248,107 @@ def end(
             touch(dataset)
     except Exception as fault:
         report(fault)
+
+
+class Later(Struct):
+    """An operation that is over, but whose figures are still coming; see `end_later`."""
+
+    recording: Recording
+    span: Span
+    kind: OperationKind
+    stage: OpenStage | None
+    """That it belongs to, which waits for it."""
+    end: int
+    """Nanoseconds since the epoch."""
+    nanoseconds: int
+    error_type: str | None
+
+    def complete(
+        self,
+        *,
+        rows_in: int = 0,
+        rows_out: int = 0,
+        reads: int | None = None,
+        writes: int | None = None,
+        bytes_in: int = 0,
+        bytes_out: int = 0,
+        datasets: Sequence[Dataset] = (),
+        attributes: Mapping[str, AttributeValue] | None = None,
+    ) -> None:
+        """They are there: as for `end`. Once, from any thread; the process may be a forked child,
+        in which nothing happens."""
+        recording, stage = self.recording, self.stage
+        if recording is not state.active:
+            return
+        try:
+            if reads is not None or writes is not None or bytes_in or bytes_out:
+                count = recording.add if stage is None else stage.count
+                count(reads, writes, 0, 0, bytes_in, bytes_out)
+            known: dict[str, AttributeValue] = {
+                semconv.ROWS_IN: rows_in,
+                semconv.ROWS_OUT: rows_out,
+                **(attributes or {}),
+            }
+            for dataset in datasets[:1]:
+                known.update(dataset_attributes(dataset))
+            self.span.set_attributes(known)
+            self.span.end(self.end)
+            name = stage.name if stage is not None else ""
+            recording.sink.append(
+                records.OperationEnded(
+                    recording.run.run_id,
+                    name,
+                    self.kind.name,
+                    self.nanoseconds,
+                    rows_in,
+                    rows_out,
+                    self.error_type,
+                )
+            )
+            for dataset in datasets:
+                touch(structs.replace(dataset, stage=dataset.stage or name))
+        except Exception as fault:
+            report(fault)
+        finally:
+            if stage is not None:
+                stage.let_go()
+
+
+def end_later(
+    call: Call, error: BaseException | None = None, cause: str | None = None
+) -> Later | None:
+    """`end` of a call whose kind is ``open`` and whose figures come after it has returned: its
+    end is in the journal now, its span when they are complete. None: nothing is to come.
+
+    *cause*: the ``error.type``, where *error* is not it (what an engine wraps around it).
+    """
+    call.base.open = call.outer
+    now = _ticks()
+    recording, span = call.recording, call.span
+    try:
+        if call.token is not None:
+            detach(call.token)
+        if span is not None:
+            open_calls.pop(span.get_span_context().span_id, None)
+        if recording is not state.active or span is None:
+            return None  # a forked child: page and call are the parent's
+        call.operation[0] = 0
+        stage = current_stage()
+        failed_as = None
+        if error is not None:
+            failed_as = cause or error_type(error)
+            fail_span(span, error, recorded=recording.doing().has_recorded(error, span))
+            span.set_attribute(semconv.ERROR_TYPE, failed_as)
+        end = _clock() - (_ticks() - now)
+        if stage is not None:
+            stage.hold()
+        outcome = Outcome.SUCCESS if error is None else verdict(error)[0]
+        span_id = span.get_span_context().span_id.to_bytes(8, "big")
+        recording.sink.append(records.SpanLeft(span_id, end, outcome.value, failed_as))
+        return Later(recording, span, call.kind, stage, end, now - call.start, failed_as)
+    except Exception as fault:
+        report(fault)
+        return None
 
 
 def _scope(recording: Recording) -> Any:

@@ -262,6 +262,24 @@ class Later(Struct):
     """Nanoseconds since the epoch."""
     nanoseconds: int
     error_type: str | None
+    children: bool
+    """Something began in it, which needs its span."""
+
+    def fold(self) -> None:
+        """Nothing came: it is counted like a cheap call, unless its span is needed."""
+        if self.children or self.error_type is not None:
+            self.complete()
+            return
+        recording, stage = self.recording, self.stage
+        try:
+            if recording is state.active:
+                name = stage.name if stage is not None else ""
+                recording.new_tally(name, self.kind.name)(self.nanoseconds, 0, 0)
+        except Exception as fault:
+            report(fault)
+        finally:
+            if stage is not None:
+                stage.let_go()
 
     def complete(
         self,
@@ -345,7 +363,9 @@ def end_later(
         outcome = Outcome.SUCCESS if error is None else verdict(error)[0]
         span_id = span.get_span_context().span_id.to_bytes(8, "big")
         recording.sink.append(records.SpanLeft(span_id, end, outcome.value, failed_as))
-        return Later(recording, span, call.kind, stage, end, now - call.start, failed_as)
+        return Later(
+            recording, span, call.kind, stage, end, now - call.start, failed_as, call.children
+        )
     except Exception as fault:
         report(fault)
         return None

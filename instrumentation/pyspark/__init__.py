@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from stagewatch.failures import explanations, libraries
 from stagewatch.instrumentation._base import UNSEEN, Function, Instrumentor, Patch
 from stagewatch.safety import guarded
 
@@ -24,13 +25,18 @@ class PysparkInstrumentor(Instrumentor):
 
     def patches(self) -> tuple[Patch, ...]:
         """Made only where pyspark is imported."""
-        from stagewatch.instrumentation.pyspark import actions
+        from stagewatch.instrumentation.pyspark import actions, failures
 
+        if failures.cause not in explanations:
+            explanations.append(failures.cause)
+        libraries.update(("py4j", "pyspark"))
         return actions.PATCHES
 
     def _uninstrument(self, **kwargs: Any) -> None:
         super()._uninstrument(**kwargs)
-        from stagewatch.instrumentation.pyspark import attaching
+        from stagewatch.instrumentation.pyspark import attaching, failures
 
         with guarded:
             attaching.detach()
+        if failures.cause in explanations:
+            explanations.remove(failures.cause)

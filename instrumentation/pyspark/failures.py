@@ -251,7 +251,7 @@ _WITHOUT_TRACEBACK: Final = re.compile(
     r"(?:: |\. Please see the stack trace below\.\n(?:\[\w+\] .* the Python worker: )?)"
 )
 _FRAME: Final = re.compile(r'  File "([^"]*)", line (\d+)(?:, in (.*))?$')
-_ERROR: Final = re.compile(r"([^\W\d][\w.<>]*)(?:: ?(.*))?$")
+_ERROR: Final = re.compile(r"((?:<\w+>\.)?[^\W\d][\w.<>]*)(?:: ?(.*))?$")
 _CHAINED: Final = (
     "During handling of the above exception, another exception occurred:",
     "The above exception was the direct cause of the following exception:",

@@ -250,15 +250,6 @@ def end(
         report(fault)
 
 
-def announce(call: Call) -> None:
-    """The beginning of a call whose kind is ``open`` goes into the journal now, as it does when
-    its span gets a child here: for one whose children others report, perhaps after its process is
-    dead, which is closed with its id then. Never raises; again is harmless."""
-    recording, span = call.recording, call.span
-    if span is not None and recording is state.active:
-        recording.begin(span)
-
-
 class Later(Struct):
     """An operation that is over, but whose figures are still coming; see `end_later`."""
 
@@ -270,6 +261,23 @@ class Later(Struct):
     """Nanoseconds since the epoch."""
     ended: records.OperationEnded
     """Without its rows."""
+    children: bool
+    """Something began in it, which needs its span."""
+
+    def fold(self) -> None:
+        """Nothing came: it is counted like a cheap call, unless its span is needed."""
+        if self.children or self.ended.error_type is not None:
+            self.complete()
+            return
+        recording, stage = self.recording, self.stage
+        try:
+            if recording is state.active:
+                recording.sink.append(structs.replace(self.ended, folded=True))
+        except Exception as fault:
+            report(fault)
+        finally:
+            if stage is not None:
+                stage.let_go()
 
     def complete(
         self,
@@ -347,7 +355,7 @@ def end_later(
         recording.sink.append(records.SpanLeft(span_id, end, outcome, failed_as, ended))
         if stage is not None:
             stage.hold()  # last: who holds it has to let it go
-        return Later(recording, span, stage, end, ended)
+        return Later(recording, span, stage, end, ended, call.children)
     except Exception as fault:
         report(fault)
         return None

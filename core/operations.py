@@ -250,6 +250,15 @@ def end(
         report(fault)
 
 
+def announce(call: Call) -> None:
+    """The beginning of a call whose kind is ``open`` goes into the journal now, as it does when
+    its span gets a child here: for one whose children others report, perhaps after its process is
+    dead, which is closed with its id then. Never raises; again is harmless."""
+    recording, span = call.recording, call.span
+    if span is not None and recording is state.active:
+        recording.begin(span)
+
+
 class Later(Struct):
     """An operation that is over, but whose figures are still coming; see `end_later`."""
 
@@ -262,17 +271,17 @@ class Later(Struct):
     ended: records.OperationEnded
     """Without its rows."""
     children: bool
-    """Something began in it, which needs its span."""
+    """Something began in it that needs its span."""
 
     def fold(self) -> None:
-        """Nothing came: it is counted like a cheap call, unless its span is needed."""
+        """Nothing came of a call whose kind is not ``io``: it is counted like any cheap one."""
         if self.children or self.ended.error_type is not None:
             self.complete()
             return
-        recording, stage = self.recording, self.stage
+        recording, stage, ended = self.recording, self.stage, self.ended
         try:
             if recording is state.active:
-                recording.sink.append(structs.replace(self.ended, folded=True))
+                recording.sink.append(structs.replace(ended, folded=True))
         except Exception as fault:
             report(fault)
         finally:

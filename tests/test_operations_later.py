@@ -196,6 +196,20 @@ def test_nothing_came(recorded: Recorded, clock: Clock) -> None:
     ]
 
 
+def test_an_announced_call_is_begun_in_the_journal(recorded: Recorded, clock: Clock) -> None:
+    """While it is under way, once."""
+    call = operations.begin(COLLECT)
+    assert call is not None
+    assert recorded.of(SpanStarted) == []
+    operations.announce(call)
+    operations.announce(call)
+    assert [begun.name for begun in recorded.of(SpanStarted)] == ["pyspark.collect"]
+    later = operations.end_later(call)
+    assert later is not None
+    assert len(recorded.of(SpanStarted)) == 1
+    later.complete()
+
+
 def test_other_threads_complete_while_the_stage_ends(recorded: Recorded, clock: Clock) -> None:
     """Whichever is first: every row counts once, every stage ends once, none before its time."""
     rounds, actions = 30, 4
@@ -302,7 +316,7 @@ run = recording.active.run.run_id
 journal.append(StageMeasured(run, "load", {"pipeline.spark.tasks": 4}))
 journal.append(Noted(run, "advice", "skew", "…", {"pipeline.advice.kind": "skew"}, 1))
 call = operations.begin(kind)
-recording.active.begin(call.span)
+operations.announce(call)
 waits = threading.Thread(target=threading.Event().wait, daemon=True)
 waits.start()
 """

@@ -13,7 +13,7 @@ from stagewatch import clock, semconv
 from stagewatch.instrumentation._base import Function, Patch
 from stagewatch.instrumentation.pyspark import attaching, contexts
 from stagewatch.instrumentation.pyspark.work import Action
-from stagewatch.operations import Call, OperationKind, begin, end, end_later
+from stagewatch.operations import Call, OperationKind, announce, begin, end, end_later
 from stagewatch.safety import guarded, report
 from stagewatch.stage_calls import drop_first_frame
 from stagewatch.tracing import current_stage
@@ -32,7 +32,7 @@ class _UnderWay:
         """The local property, as the user's thread had it."""
 
 
-def _begin(kind: OperationKind, may_fold: bool, lingers: bool) -> _UnderWay | None:
+def _begin(kind: OperationKind, lingers: bool) -> _UnderWay | None:
     call = begin(kind)
     if call is None:
         return None
@@ -49,11 +49,13 @@ def _begin(kind: OperationKind, may_fold: bool, lingers: bool) -> _UnderWay | No
                 call.span,
                 stage.name if stage is not None else "",
                 clock.now(),
-                may_fold,
+                not kind.io,
                 lingers,
             )
             under_way.attached, under_way.action = attached, action
             attached.work.begin(action)
+            if kind.io:
+                announce(call)  # its jobs hang under it, and may be told when its process is dead
             under_way.before = attached.listener.enter(action.context)
     except Exception as fault:
         report(fault)
@@ -90,14 +92,14 @@ def _call_site() -> dict[str, str | int]:
 
 
 def _action(module: str, path: str, name: str, *, may_fold: bool = False) -> Patch:
-    kind = OperationKind(name, io=True, open=True)
+    kind = OperationKind(name, io=not may_fold, open=True)
     lingers = path.endswith("toLocalIterator")
 
     def factory(wrapped: Function) -> Function:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             under_way = None
             try:
-                under_way = _begin(kind, may_fold, lingers)
+                under_way = _begin(kind, lingers)
                 result = wrapped(*args, **kwargs)
             except BaseException as error:
                 if under_way is not None:

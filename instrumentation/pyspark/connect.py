@@ -1,32 +1,37 @@
 """Spark Connect: what the client has the server execute becomes an operation.
 
 It is named by what the user called, which the stack tells: so every action is covered by the one
-place where all of them reach the server. The server tells rows and metrics of operators, but
-neither jobs nor stages.
+place where all of them reach the server. A server elsewhere tells rows and metrics of operators,
+but neither jobs nor stages, and nothing of what was written. One in this process
+(``remote("local[2]")``) is listened to as in classic mode, and knows the action by its tag.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import FrameType, GeneratorType
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from stagewatch import semconv
+from stagewatch import clock, semconv
 from stagewatch.instrumentation._base import Function, Patch, argument
-from stagewatch.instrumentation.pyspark import plans
+from stagewatch.instrumentation._datasets import declared
+from stagewatch.instrumentation.pyspark import attaching, plans
 from stagewatch.instrumentation.pyspark.contexts import traceparent
+from stagewatch.instrumentation.pyspark.work import Action
 from stagewatch.model import Dataset
-from stagewatch.operations import Call, OperationKind, begin, end_later, resume, suspend
+from stagewatch.operations import Call, OperationKind, announce, begin, end_later, resume, suspend
 from stagewatch.safety import guarded, report
 from stagewatch.stage_calls import driver, drop_first_frame
+from stagewatch.tracing import current_stage
 
 TAG: Final = "stagewatch-"
-"""Before the `traceparent`, in a tag of the operation: at the server it is part of one of the job
-tags, which tasks read in their local property ``spark.job.tags``."""
+"""Before the `traceparent`, in a tag of the operation: at the server it is the end of one of the
+job tags, which ``listener.java`` reads, and tasks, in their local property ``spark.job.tags``."""
 
 _CLIENT: Final = "pyspark.sql.connect.client"
 _OTHERS: Final = (f"{_CLIENT}.", "stagewatch.")
@@ -101,11 +106,14 @@ class _Execution:
         self._progress = progress
         self._begun = False
         self._call: Call | None = None
+        self._action: Action | None = None
+        self._attached: attaching.Attached | None = None
         self._tag = ""
         self._attributes: dict[str, Any] = {}
         self._nodes: list[plans.Node] = []
         self._rows = 0
         self._bytes = 0
+        self._shows = plans.shows(plans.kind(request.plan))
         self._is_query = False
 
     def go_on(self) -> None:
@@ -131,20 +139,32 @@ class _Execution:
 
     def _begin(self) -> None:
         name, place = _asked(sys._getframe(1))
-        self._call = begin(_kind(name))
-        if self._call is None or self._call.span is None:
+        call = self._call = begin(_kind(name))
+        if call is None or call.span is None:
             return
-        self._attributes.update(place)
-        self._attributes[semconv.SPARK_CONNECT_OPERATION_ID] = self._request.operation_id
-        self._tag = TAG + traceparent(self._call.span.get_span_context())
+        call.span.set_attributes(
+            {**place, semconv.SPARK_CONNECT_OPERATION_ID: self._request.operation_id}
+        )
+        context = traceparent(call.span.get_span_context())
+        self._tag = TAG + context
         self._request.tags.append(self._tag)
+        attached = attaching.here() if _serves(self._client) else None
+        if attached is not None:
+            stage = current_stage()
+            of = stage.name if stage is not None else ""
+            self._action = Action(context, call.span, of, clock.now(), False, False)
+            self._attached = attached
+            attached.work.begin(self._action)
+            announce(call)
 
     def _look(self, response: Any) -> None:
         # By name: the classes have moved between Spark's versions.
         match type(response).__name__:
             case "RecordBatch":
-                self._rows += response.num_rows
-                self._bytes += response.nbytes
+                if not self._shows:
+                    self._rows += response.num_rows
+                    self._bytes += response.nbytes
+                    self._attributes[semconv.SPARK_RESULT_BYTES] = self._bytes
             case "PlanMetrics":
                 self._nodes.append(plans.node(response))
             case "PlanObservedMetrics":
@@ -154,29 +174,35 @@ class _Execution:
                 self._is_query = made is not None and made.WhichOneof("rel_type") in _QUERIES
 
     def _end(self, call: Call, error: BaseException | None) -> None:
-        later = end_later(call, error, None if error is None else cause(error))
-        request, client = self._request, self._client
-        if self._tag in request.tags:
-            request.tags.remove(self._tag)  # it is the client's, and may be executed again
-        if later is None:
-            return
-        found: dict[str, Any] = {}
+        why = None
         with guarded:
-            found = self._figures(request.plan)
-            if error is None and plans.view(request.plan) is not None:
-                _remember(client, request.plan)
-        later.complete(**found)
+            why = cause(error) if error is not None else None
+        later = end_later(call, error, why)
+        plan, tags = self._request.plan, self._request.tags
+        if self._tag in tags:
+            tags.remove(self._tag)  # the request is the client's, and may be executed again
+        if error is None and plans.view(plan) is not None:
+            _remember(self._client, plan)
+        action, attached = self._action, self._attached
+        if action is not None and attached is not None:
+            if later is not None:
+                later.span.set_attributes(self._attributes)
+            action.rows_out = self._rows
+            attached.work.returned(action, later)
+            attached.listener.left(action.context)
+        elif later is not None:
+            found: dict[str, Any] = {}
+            with guarded:
+                found = self._figures(plan, error is None)
+            later.complete(**found)
 
-    def _figures(self, plan: Any) -> dict[str, Any]:
+    def _figures(self, plan: Any, went_well: bool) -> dict[str, Any]:
         """What `Later.complete` takes."""
-        kind = plans.kind(plan)
         figures = plans.figures(self._nodes)
         tasks = getattr(self._progress, "_ticks", None)
         if tasks:
             figures[semconv.SPARK_TASKS] = tasks
-        if self._bytes and not plans.shows(kind):
-            figures[semconv.SPARK_RESULT_BYTES] = self._bytes
-        datasets = [] if self._is_query else self._datasets(plan)
+        datasets = self._datasets(plan) if went_well and not self._is_query else []
         attributes = {**self._attributes, **figures}
         if (fingerprint := plans.fingerprint(plan)) is not None:
             attributes[semconv.SPARK_PLAN_FINGERPRINT] = fingerprint
@@ -184,7 +210,7 @@ class _Execution:
         if len(inputs) < len(datasets) and inputs:
             attributes[semconv.DATASET_INPUTS] = inputs
         return {
-            "rows_out": 0 if plans.shows(kind) else self._rows,
+            "rows_out": self._rows,
             "reads": figures.get(semconv.SPARK_INPUT_RECORDS, 0)
             if plans.scans(self._nodes)
             else None,
@@ -200,31 +226,43 @@ class _Execution:
         here = _is_here(self._client)
         written = plans.writes(plan, here)
         read = plans.reads(plan, _views.get(self._client, {}), here)
-        found = [Dataset(uri=written.uri, direction="out")] if written is not None else []
+        found = [] if written is None else [_written(written.uri)]
+        scans = plans.scans(self._nodes)
         for source in read:
-            mine = self._scans_of(source, alone=len(read) == 1)
+            named = [one for one in scans if _names(one, source)]
+            mine = named or (scans if len(read) == 1 else [])
+            uri = named[0].name.rpartition(" ")[2] if named else source.uri
             rows = sum(int(one.metrics.get("numOutputRows", 0)) for one in mine)
             size = sum(int(one.metrics.get("filesSize", 0)) for one in mine)
             found.append(
                 Dataset(
-                    uri=source.uri,
+                    uri=uri,
                     direction="in",
                     rows=rows if mine else None,
                     bytes=size or None,
+                    declared=declared(uri)[0],
                 )
             )
         return found
 
-    def _scans_of(self, source: plans.Source, alone: bool) -> list[plans.Node]:
-        scans = plans.scans(self._nodes)
-        if alone or source.table is None:
-            return scans if alone else []
-        name = source.table.lower()
-        return [one for one in scans if f".{one.name.lower()}".endswith(f".{name}")]
-
 
 _QUERIES: Final = frozenset({"sql", "with_relations"})
 """What `spark.sql` makes of a statement that is no command: a plan, not executed yet."""
+
+
+def _names(scan: plans.Node, source: plans.Source) -> bool:
+    """Whether *scan* says, with the table's full name, that it is of *source*."""
+    name = f".{scan.name.rpartition(' ')[2]}".lower()
+    return source.table is not None and name.endswith(f".{source.table.lower()}")
+
+
+def _written(uri: str) -> Dataset:
+    return Dataset(uri=uri, direction="out", declared=declared(uri)[0])
+
+
+def _serves(client: Any) -> bool:
+    """Whether this process's own JVM is the server of *client*."""
+    return "SPARK_LOCAL_REMOTE" in os.environ and _is_here(client)
 
 
 def _is_here(client: Any) -> bool:
@@ -255,24 +293,22 @@ def _asked(frame: FrameType | None) -> tuple[str, dict[str, Any]]:
 
 
 _RAISED: Final = re.compile(r"^([A-Za-z_][\w.]*)(?::.*)?$", re.MULTILINE)
-_condition: Final[tuple[str, ...]] = ("getCondition", "getErrorClass")
+_OF_THE_JVM: Final = re.compile(r"\(([a-z]\w*(?:\.[\w$]+)+)\)")
 
 
-def cause(error: BaseException) -> str:
+def cause(error: BaseException) -> str | None:
     """``error.type`` of what the client raised: the user's own exception where a Python function
-    of theirs raised it, else Spark's error condition, else the class."""
+    of theirs raised it, else Spark's error condition, else the class in the JVM; None: it is the
+    exception itself."""
     message = str(error)
     if type(error).__name__ == "PythonException" and "\n  File " in message:
         raised = _RAISED.search(message.rpartition("\n  File ")[2])
         if raised is not None:
             return raised[1]
-    for name in _condition:
-        ask: Callable[[], Any] | None = getattr(error, name, None)
-        if ask is not None and (condition := ask()):
-            return str(condition)
-    kind = type(error)
-    return (
-        kind.__qualname__
-        if kind.__module__ == "builtins"
-        else f"{kind.__module__}.{kind.__qualname__}"
-    )
+    # Before 4.0 the second, which warns since.
+    ask = getattr(error, "getCondition", None) or getattr(error, "getErrorClass", None)
+    condition = ask() if ask is not None else None
+    if condition:
+        return str(condition)
+    thrown = _OF_THE_JVM.match(message)
+    return thrown[1] if thrown is not None else None

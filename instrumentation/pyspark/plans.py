@@ -189,7 +189,7 @@ def _plain(name: str) -> str:
 
 def _named(name: str, here: bool) -> Source:
     file = _FILES.fullmatch(name)
-    return Source(_path(file[1], here)) if file else Source(f"table:{name}", name)
+    return Source(_path(file[1], here)) if file else Source(name, name)
 
 
 def _stored(source: Any, here: bool) -> Iterator[Source]:

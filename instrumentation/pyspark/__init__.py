@@ -14,7 +14,8 @@ class PysparkInstrumentor(Instrumentor):
     JVM when the listener there reports them."""
 
     library = "pyspark"
-    requires = ("pyspark >= 3.5",)
+    requires_any = ("pyspark >= 3.5", "pyspark-client >= 4.0")
+    """The second is a client of Spark Connect without Spark."""
 
     def seen_as(self, original: Function) -> str:
         """A file of PySpark's: it looks for its first frame to find the user's, which the UI shows

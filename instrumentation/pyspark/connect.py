@@ -202,7 +202,8 @@ class _Execution:
         tasks = getattr(self._progress, "_ticks", None)
         if tasks:
             figures[semconv.SPARK_TASKS] = tasks
-        datasets = self._datasets(plan) if went_well and not self._is_query else []
+        touches = went_well and not self._is_query and plans.view(plan) is None
+        datasets = self._datasets(plan) if touches else []
         attributes = {**self._attributes, **figures}
         if (fingerprint := plans.fingerprint(plan)) is not None:
             attributes[semconv.SPARK_PLAN_FINGERPRINT] = fingerprint

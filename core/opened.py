@@ -70,7 +70,7 @@ def record(opened: Opened, tracer: Tracer) -> None:
     """Record spans, stages and operations into the journal from now on."""
     if opened.spans is not None:
         opened.spans.attach(opened.journal)
-    recording.start(opened.journal, opened.run, tracer, opened.settings.span_threshold)
+    recording.start(opened.journal, opened.run, tracer, opened.settings)
 
 
 def process_started(opened: Opened) -> ProcessStarted:

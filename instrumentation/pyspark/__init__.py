@@ -14,4 +14,6 @@ class PysparkInstrumentor(Instrumentor):
 
     def patches(self) -> tuple[Patch, ...]:
         """Made only where pyspark is imported."""
-        return ()
+        from stagewatch.instrumentation.pyspark import executors
+
+        return (*executors.PATCHES,)

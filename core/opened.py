@@ -68,9 +68,11 @@ def new_journal(room: Path, settings: Settings) -> JournalWriter:
 
 def record(opened: Opened, tracer: Tracer) -> None:
     """Record spans, stages and operations into the journal from now on."""
-    if opened.spans is not None:
-        opened.spans.attach(opened.journal)
-    recording.start(opened.journal, opened.run, tracer, opened.settings)
+    if opened.spans is None:
+        recording.start(opened.journal, opened.run, tracer, opened.settings)
+        return
+    opened.spans.attach(opened.journal)
+    recording.start(opened.journal, opened.run, tracer, opened.settings, opened.spans.begin)
 
 
 def process_started(opened: Opened) -> ProcessStarted:

@@ -281,8 +281,17 @@ thread = _Thread()
 class Recording:
     """All that one process counts for its run."""
 
-    def __init__(self, sink: Sink, run: Run, tracer: Tracer, settings: Settings) -> None:
+    def __init__(
+        self,
+        sink: Sink,
+        run: Run,
+        tracer: Tracer,
+        settings: Settings,
+        begin: Callable[[Span], None],
+    ) -> None:
         self.sink = sink
+        self.begin = begin
+        """Puts the beginning of an open span into the journal, once."""
         self.lock = sink.lock
         self.run = run
         self.tracer = tracer
@@ -343,10 +352,19 @@ active: Recording | None = None
 """The recording of this process; None while nothing records."""
 
 
-def start(sink: Sink, run: Run, tracer: Tracer, settings: Settings) -> None:
-    """Record from now on."""
+def start(
+    sink: Sink,
+    run: Run,
+    tracer: Tracer,
+    settings: Settings,
+    begin: Callable[[Span], None] = lambda span: None,
+) -> None:
+    """Record from now on.
+
+    *begin* puts the beginning of an open span into the journal, once; it never raises.
+    """
     global active
-    active = Recording(sink, run, tracer, settings)
+    active = Recording(sink, run, tracer, settings, begin)
 
 
 def stop() -> None:

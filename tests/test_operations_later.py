@@ -10,6 +10,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from stagewatch import operations, recording, semconv, stages, tracing
+from stagewatch.config import Settings
 from stagewatch.exporters.journal import JournalWriter, new_key
 from stagewatch.history import SpanRow
 from stagewatch.model import Dataset, Pipeline
@@ -283,7 +284,7 @@ def test_a_child_completes_nothing_of_its_parents(recorded: Recorded, clock: Clo
         holder.start()
         holder.join()
         own = JournalWriter(recorded.directory, new_key(), max_bytes=1 << 28)
-        recording.start(own, recorded.run, parents.tracer, 0.01)
+        recording.start(own, recorded.run, parents.tracer, Settings())
         stage = tracing.current_stage()
         assert stage is not None
         stage.hold()

@@ -25,9 +25,9 @@ class PysparkInstrumentor(Instrumentor):
 
     def patches(self) -> tuple[Patch, ...]:
         """Made only where pyspark is imported."""
-        from stagewatch.instrumentation.pyspark import actions, connect
+        from stagewatch.instrumentation.pyspark import actions, connect, executors
 
-        return (*actions.PATCHES, *connect.PATCHES)
+        return (*actions.PATCHES, *connect.PATCHES, *executors.PATCHES)
 
     def _uninstrument(self, **kwargs: Any) -> None:
         super()._uninstrument(**kwargs)

@@ -319,6 +319,16 @@ class Later(Struct):
             if stage is not None:
                 stage.let_go()
 
+    def count(
+        self, reads: int | None, writes: int | None = None, bytes_in: int = 0, bytes_out: int = 0
+    ) -> None:
+        """What came from or went to the outside; also when it is complete, for what goes on."""
+        if self.recording is state.active and (
+            reads is not None or writes is not None or bytes_in or bytes_out
+        ):
+            add = self.recording.add if self.stage is None else self.stage.count
+            add(reads, writes, 0, 0, bytes_in, bytes_out)
+
     def complete(
         self,
         *,
@@ -338,9 +348,7 @@ class Later(Struct):
         if recording is not state.active:
             return
         try:
-            if reads is not None or writes is not None or bytes_in or bytes_out:
-                count = recording.add if stage is None else stage.count
-                count(reads, writes, 0, 0, bytes_in, bytes_out)
+            self.count(reads, writes, bytes_in, bytes_out)
             known: dict[str, AttributeValue] = {
                 semconv.ROWS_IN: rows_in,
                 semconv.ROWS_OUT: rows_out,

@@ -21,8 +21,8 @@ from stagewatch import clock, semconv
 from stagewatch.instrumentation._base import Function, Patch, argument
 from stagewatch.instrumentation._datasets import declared
 from stagewatch.instrumentation.pyspark import attaching, plans
+from stagewatch.instrumentation.pyspark.action import Action
 from stagewatch.instrumentation.pyspark.contexts import traceparent
-from stagewatch.instrumentation.pyspark.work import Action
 from stagewatch.model import Dataset
 from stagewatch.operations import Call, OperationKind, announce, begin, end_later, resume, suspend
 from stagewatch.safety import guarded, report
@@ -152,7 +152,7 @@ class _Execution:
         if attached is not None:
             stage = current_stage()
             of = stage.name if stage is not None else ""
-            self._action = Action(context, call.span, of, clock.now(), False, False)
+            self._action = Action(context, call.span, of, clock.now(), False, False, False)
             self._attached = attached
             attached.work.begin(self._action)
             announce(call)

@@ -112,8 +112,7 @@ def _as_status(code: object) -> int:
 
 
 def _message(error: BaseException, settings: Settings) -> str | None:
-    try:
-        text = str(error)
-    except Exception:  # their __str__, not ours
-        return None
-    return text if settings.exception_messages else redaction.message(text)
+    text = failures.error_message(error)
+    if text is None or settings.exception_messages:
+        return text
+    return redaction.message(text)

@@ -24,6 +24,7 @@ from stagewatch.failures import fail_span, verdict
 from stagewatch.model import Outcome, Pipeline
 from stagewatch.recording import Counts, Recording, Run, thread
 from stagewatch.safety import report
+from stagewatch.system import PEAK_UNIT
 
 FULL_SPANS = 100
 """Calls of one stage name in a run that get a span; the rest fold into a tally."""
@@ -237,7 +238,7 @@ class OpenStage:
             counts.rejected,
             counts.retries,
             max(0.0, _cpu_seconds(usage) - self._cpu),
-            usage.ru_maxrss * 1024,
+            usage.ru_maxrss * PEAK_UNIT,
             self._active / 1e9,
             (counts.records_in is None and frame_rows_in is not None)
             | (counts.records_out is None and frame_rows_out is not None) << 1,

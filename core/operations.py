@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from msgspec import Struct, structs
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.trace import Span, SpanContext
@@ -14,12 +15,13 @@ from opentelemetry.util.types import AttributeValue
 
 from stagewatch import clock, records, semconv
 from stagewatch import recording as state
-from stagewatch.failures import error_type, fail_span
+from stagewatch.failures import error_type, fail_span, verdict
 from stagewatch.model import Dataset
 from stagewatch.recording import Add, Recording
 from stagewatch.records import NAME_MASK
 from stagewatch.safety import report
 from stagewatch.tracing import (
+    OpenStage,
     add_records,
     current_stage,
     detach,
@@ -248,6 +250,127 @@ def end(
         report(fault)
 
 
+def announce(call: Call) -> None:
+    """The beginning of a call whose kind is ``open`` goes into the journal now, as it does when
+    its span gets a child here: for one whose children others report, perhaps after its process is
+    dead, which is closed with its id then. Never raises; again is harmless."""
+    recording, span = call.recording, call.span
+    if span is not None and recording is state.active:
+        recording.begin(span)
+
+
+class Later(Struct):
+    """An operation that is over, but whose figures are still coming; see `end_later`."""
+
+    recording: Recording
+    span: Span
+    stage: OpenStage | None
+    """That it belongs to, which waits for it."""
+    end: int
+    """Nanoseconds since the epoch."""
+    ended: records.OperationEnded
+    """Without its rows."""
+    children: bool
+    """Something began in it that needs its span."""
+
+    def fold(self) -> None:
+        """Nothing came of a call whose kind is not ``io``: it is counted like any cheap one."""
+        if self.children or self.ended.error_type is not None:
+            self.complete()
+            return
+        recording, stage, ended = self.recording, self.stage, self.ended
+        try:
+            if recording is state.active:
+                recording.new_tally(ended.stage, ended.name)(ended.nanoseconds, 0, 0)
+        except Exception as fault:
+            report(fault)
+        finally:
+            if stage is not None:
+                stage.let_go()
+
+    def complete(
+        self,
+        *,
+        rows_in: int = 0,
+        rows_out: int = 0,
+        reads: int | None = None,
+        writes: int | None = None,
+        bytes_in: int = 0,
+        bytes_out: int = 0,
+        datasets: Sequence[Dataset] = (),
+        attributes: Mapping[str, AttributeValue] | None = None,
+    ) -> None:
+        """They are there: as for `end`. Once, from any thread; where it is not called the
+        operation is closed without them when its process is dead. In a forked child nothing
+        happens."""
+        recording, stage, ended = self.recording, self.stage, self.ended
+        if recording is not state.active:
+            return
+        try:
+            if reads is not None or writes is not None or bytes_in or bytes_out:
+                count = recording.add if stage is None else stage.count
+                count(reads, writes, 0, 0, bytes_in, bytes_out)
+            known: dict[str, AttributeValue] = {
+                semconv.ROWS_IN: rows_in,
+                semconv.ROWS_OUT: rows_out,
+            }
+            for dataset in datasets[:1]:
+                known.update(dataset_attributes(dataset))
+            self.span.set_attributes({**known, **(attributes or {})})
+            self.span.end(self.end)
+            recording.sink.append(structs.replace(ended, rows_in=rows_in, rows_out=rows_out))
+            for dataset in datasets:
+                _touch(recording, dataset, dataset.stage or ended.stage, self.end)
+        except Exception as fault:
+            report(fault)
+        finally:
+            if stage is not None:
+                stage.let_go()
+
+
+def end_later(
+    call: Call, error: BaseException | None = None, cause: str | None = None
+) -> Later | None:
+    """`end` of a call whose kind is ``open`` and whose figures come after it has returned: its
+    end is in the journal now, its span when they are complete. None: nothing is to come.
+
+    *cause*: the ``error.type``, where *error* is not it (what an engine wraps around it).
+    """
+    call.base.open = call.outer
+    ticks = _ticks()
+    recording, span = call.recording, call.span
+    try:
+        if call.token is not None:
+            detach(call.token)
+        if span is not None:
+            open_calls.pop(span.get_span_context().span_id, None)
+        if recording is not state.active or span is None:
+            return None  # a forked child: page and call are the parent's
+        call.operation[0] = 0
+        end = _clock() - (_ticks() - ticks)
+        stage = current_stage()
+        failed_as = None
+        if error is not None:
+            failed_as = cause or error_type(error)
+            fail_span(span, error, recorded=recording.doing().has_recorded(error, span))
+            span.set_attribute(semconv.ERROR_TYPE, failed_as)
+        span_id = span.get_span_context().span_id.to_bytes(8, "big")
+        name = stage.name if stage is not None else ""
+        outcome = verdict(error)[0].value
+        ended = records.OperationEnded(
+            recording.run.run_id, name, call.kind.name, ticks - call.start, 0, 0, failed_as, span_id
+        )
+        if call.kind.io:  # else it may fold, and then there was no span
+            recording.begin(span)
+            recording.sink.append(records.SpanLeft(span_id, end, outcome, failed_as, ended))
+        if stage is not None:
+            stage.hold()  # last: who holds it has to let it go
+        return Later(recording, span, stage, end, ended, call.children)
+    except Exception as fault:
+        report(fault)
+        return None
+
+
 def _scope(recording: Recording) -> Any:
     """What has the tallies: stage or recording; for a stage of before a fork, its namesake."""
     stage = current_stage()
@@ -284,22 +407,26 @@ def touch(dataset: Dataset) -> None:
     if recording is None:
         return
     try:
-        recording.sink.append(
-            records.DatasetTouched(
-                recording.run.run_id,
-                dataset.stage or _stage_name(),
-                dataset.direction,
-                dataset.uri,
-                dataset.rows,
-                dataset.bytes,
-                dataset.fingerprint,
-                dataset.newest_event,
-                dataset.declared,
-                _clock(),
-            )
-        )
+        _touch(recording, dataset, dataset.stage or _stage_name(), _clock())
     except Exception as error:
         report(error)
+
+
+def _touch(recording: Recording, dataset: Dataset, stage: str, at: int) -> None:
+    recording.sink.append(
+        records.DatasetTouched(
+            recording.run.run_id,
+            stage,
+            dataset.direction,
+            dataset.uri,
+            dataset.rows,
+            dataset.bytes,
+            dataset.fingerprint,
+            dataset.newest_event,
+            dataset.declared,
+            at,
+        )
+    )
 
 
 def child_started(parent: SpanContext | None) -> None:

@@ -187,6 +187,18 @@ class SpanStarted(Struct, array_like=True, tag="N", frozen=True, gc=False):
     trace_state: str = ""
 
 
+class SpanLeft(Struct, array_like=True, tag="G", frozen=True, gc=False):
+    """A span, or a stage, is over, but its figures are still coming: should the process die before
+    they are there, it ended like this."""
+
+    span_id: bytes
+    end: int
+    outcome: str
+    error_type: str | None
+    ended: OperationEnded | StageEnded | None = None
+    """What is counted then: without those figures. Its own record takes this one's place."""
+
+
 class SpanHead(Struct, array_like=True, tag="S", gc=False):
     """A `SpanEnded` as the recorder takes it in: its attributes stay encoded, as it does itself."""
 
@@ -257,6 +269,8 @@ class OperationEnded(Struct, array_like=True, tag="W", frozen=True, gc=False):
     rows_in: int
     rows_out: int
     error_type: str | None = None
+    span_id: bytes = b""
+    """Of one that was `SpanLeft`."""
 
 
 class DatasetTouched(Struct, array_like=True, tag="D", frozen=True, gc=False):
@@ -272,6 +286,28 @@ class DatasetTouched(Struct, array_like=True, tag="D", frozen=True, gc=False):
     newest_event: int | None
     declared: str | None
     """Its name in ``stagewatch.yaml``, if it has one."""
+    at: int
+
+
+class StageMeasured(Struct, array_like=True, tag="Q", frozen=True, gc=False):
+    """What an engine that works for a stage has done: values of `stagewatch.semconv.MEASURED`."""
+
+    run_id: str
+    stage: str
+    """Empty: the run itself."""
+    values: dict[str, float]
+    """By the metric's name: what a counter has grown by, what a gauge shows now."""
+
+
+class Noted(Struct, array_like=True, tag="V", frozen=True, gc=False):
+    """Something that is to be said of the run, once: `name` and `key` are its own in the run."""
+
+    run_id: str
+    name: str
+    key: str
+    text: str
+    """One line, for people."""
+    attributes: Attributes
     at: int
 
 
@@ -363,12 +399,15 @@ Record = (
     | StageEnded
     | SpanStarted
     | SpanEnded
+    | SpanLeft
     | ScopeDefined
     | TallyDefined
     | TallySpilled
     | OperationEnded
     | DatasetTouched
     | StageFailed
+    | StageMeasured
+    | Noted
     | NameDefined
     | MetricsCollected
     | LogEmitted

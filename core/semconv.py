@@ -64,6 +64,8 @@ STACKTRACE: Final = "code.stacktrace"
 
 # --- what is said of a run while it runs: names of short spans, events and log records ----------
 
+ADVICE: Final = "advice"
+"""Something about the run that is worth changing."""
 RUN_STARTED: Final = "run started"
 RUN_LATE: Final = "run late"
 RUN_STUCK: Final = "run stuck"
@@ -77,6 +79,13 @@ PROCESS_DIED: Final = "process died"
 """One that belonged to the run, but was not the one that opened it: a worker of a pool."""
 TELEMETRY_GAP: Final = "telemetry gap"
 """Nobody watched for a while: recorder and keeper were both dead."""
+
+ADVICE_KIND: Final = "pipeline.advice.kind"
+"""Such as ``skew``; from a closed set."""
+ADVICE_EVIDENCE: Final = "pipeline.advice.evidence"
+"""The figures that say so."""
+ADVICE_REMEDY: Final = "pipeline.advice.remedy"
+"""The setting or the code to change."""
 
 EVENT_PREFIX: Final = "pipeline."
 """Before a name above, its words joined by dots: the event on the run's span, and the log's
@@ -135,6 +144,65 @@ HTTP_REQUEST_BODY_SIZE: Final = "http.request.body.size"
 """Bytes sent, as the header says."""
 HTTP_RESPONSE_BODY_SIZE: Final = "http.response.body.size"
 """Bytes received, as the header says; else of the decoded body, where it was read at once."""
+
+# --- span attributes: Spark -------------------------------------------------------------------
+# Of a Spark stage on its span; on the operation's (the action) they are sums over its stages, but
+# for skew and peak, which are the largest of them.
+
+SPARK_APPLICATION_ID: Final = "spark.application.id"
+"""On the run."""
+SPARK_MASTER: Final = "spark.master"
+SPARK_UI_URL: Final = "spark.ui.url"
+"""Of the running application, or of its history."""
+SPARK_JOB: Final = "spark.job"
+"""Name of the span of a Spark job."""
+SPARK_STAGE: Final = "spark.stage"
+"""Name of the span of a Spark stage."""
+SPARK_JOB_ID: Final = "spark.job.id"
+SPARK_JOBS: Final = "spark.jobs"
+"""How many an action ran."""
+SPARK_STAGE_ID: Final = "spark.stage.id"
+SPARK_STAGE_ATTEMPT: Final = "spark.stage.attempt"
+"""0 for the first."""
+SPARK_STAGE_NAME: Final = "spark.stage.name"
+"""Call site, as Spark shows it."""
+SPARK_EXECUTION_ID: Final = "spark.sql.execution.id"
+SPARK_PLAN_FINGERPRINT: Final = "spark.plan.fingerprint"
+"""Hash of the plan's operators: the same for the same query on other data."""
+SPARK_PLAN_CHANGES: Final = "spark.plan.adaptive_changes"
+"""How often adaptive execution changed the plan."""
+SPARK_INPUT_RECORDS: Final = "spark.input.records"
+SPARK_INPUT_BYTES: Final = "spark.input.bytes"
+SPARK_OUTPUT_RECORDS: Final = "spark.output.records"
+SPARK_OUTPUT_BYTES: Final = "spark.output.bytes"
+SPARK_SHUFFLE_READ_RECORDS: Final = "spark.shuffle.read.records"
+SPARK_SHUFFLE_READ_BYTES: Final = "spark.shuffle.read.bytes"
+SPARK_SHUFFLE_WRITE_RECORDS: Final = "spark.shuffle.write.records"
+SPARK_SHUFFLE_WRITE_BYTES: Final = "spark.shuffle.write.bytes"
+SPARK_SHUFFLE_FETCH_WAIT: Final = "spark.shuffle.fetch_wait.time"
+"""Seconds, summed over tasks."""
+SPARK_SPILL_MEMORY: Final = "spark.spill.memory"
+"""Bytes, as they were in memory."""
+SPARK_SPILL_DISK: Final = "spark.spill.disk"
+"""Bytes, as they were written."""
+SPARK_EXECUTOR_RUN_TIME: Final = "spark.executor.run.time"
+"""Seconds, summed over tasks; as are the next two."""
+SPARK_EXECUTOR_CPU_TIME: Final = "spark.executor.cpu.time"
+SPARK_GC_TIME: Final = "spark.gc.time"
+SPARK_TASKS: Final = "spark.tasks"
+SPARK_TASKS_FAILED: Final = "spark.tasks.failed"
+SPARK_TASKS_KILLED: Final = "spark.tasks.killed"
+SPARK_TASK_DURATION_MEDIAN: Final = "spark.task.duration.median"
+"""Seconds."""
+SPARK_TASK_DURATION_MAX: Final = "spark.task.duration.max"
+SPARK_TASK_SKEW: Final = "spark.task.skew"
+"""Slowest task / median task."""
+SPARK_SHUFFLE_SKEW: Final = "spark.shuffle.read.skew"
+"""Largest shuffle read of a task / median."""
+SPARK_TASK_MEMORY_PEAK: Final = "spark.task.memory.peak"
+"""Bytes: most that one task took for execution."""
+DATASET_INPUTS: Final = "pipeline.dataset.inputs"
+"""URIs of what was read to write the operation's dataset."""
 
 # --- the standard's names beside ours, on run and stage spans only ----------------------------
 
@@ -300,6 +368,46 @@ NEWEST_EVENT: Final = Metric(
     "Newest event time seen in a declared dataset.",
     (DATASET,),
 )
+SPARK_SHUFFLE_READ: Final = Metric(
+    "pipeline.spark.shuffle.read", "counter", "By", "Shuffle bytes read by Spark.", (STAGE_NAME,)
+)
+SPARK_SHUFFLE_WRITE: Final = Metric(
+    "pipeline.spark.shuffle.write",
+    "counter",
+    "By",
+    "Shuffle bytes written by Spark.",
+    (STAGE_NAME,),
+)
+SPARK_SPILL: Final = Metric(
+    "pipeline.spark.spill", "counter", "By", "Bytes that Spark spilled to disk.", (STAGE_NAME,)
+)
+SPARK_TASK_COUNT: Final = Metric(
+    "pipeline.spark.tasks", "counter", "{task}", "Spark tasks that ended.", (STAGE_NAME,)
+)
+SPARK_TASK_FAILURES: Final = Metric(
+    "pipeline.spark.task.failures", "counter", "{task}", "Spark tasks that failed.", (STAGE_NAME,)
+)
+SPARK_SKEW: Final = Metric(
+    "pipeline.spark.task.skew",
+    "gauge",
+    "1",
+    "Slowest task / median task, the worst Spark stage of the stage's last run.",
+    (STAGE_NAME,),
+)
+SPARK_GC_RATIO: Final = Metric(
+    "pipeline.spark.gc.ratio",
+    "gauge",
+    "1",
+    "Share of the tasks' time that was garbage collection, the stage's last run.",
+    (STAGE_NAME,),
+)
+SPARK_IDLE_SLOTS: Final = Metric(
+    "pipeline.spark.slots.idle",
+    "gauge",
+    "1",
+    "Share of the executors' slots that had no task while Spark jobs ran, the stage's last run.",
+    (STAGE_NAME,),
+)
 INFO: Final = Metric("pipeline.info", "gauge", "1", "Always 1.", (OWNER, VERSION))
 TELEMETRY_RECORDED: Final = Metric(
     "stagewatch.telemetry.recorded",
@@ -335,3 +443,8 @@ UNWATCHED: Final = Metric(
 
 METRICS: Final = tuple(value for value in dict(globals()).values() if isinstance(value, Metric))
 """All of them, in the order above."""
+
+MEASURED: Final = {
+    metric.name: metric for metric in METRICS if metric.name.startswith("pipeline.spark.")
+}
+"""Those that an engine's instrumentor measures itself."""

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -23,6 +23,7 @@ from stagewatch import recording as state
 from stagewatch.failures import fail_span, verdict
 from stagewatch.model import Outcome, Pipeline
 from stagewatch.recording import Counts, Recording, Run, thread
+from stagewatch.records import StageEnded
 from stagewatch.safety import report
 from stagewatch.system import PEAK_UNIT
 
@@ -40,7 +41,7 @@ _get_current = otel_context.get_current
 _clock = clock.now
 _ticks = time.monotonic_ns
 
-before_stage_ends: list[Callable[[records.StageEnded], Mapping[str, AttributeValue]]] = []
+before_stage_ends: list[Callable[[StageEnded], Mapping[str, AttributeValue]]] = []
 """What each returns is set on the stage's span: an ended span takes nothing any more."""
 after_stage_ended: list[Callable[[], None]] = []
 """Called when a stage is over: a moment at which a job does not mind a millisecond."""
@@ -69,12 +70,14 @@ class OpenStage:
         "operations",
         "recording",
         "_active",
+        "_awaited",
         "_cell",
         "_context",
         "_counts",
         "_cpu",
         "_folded",
         "_is_over",
+        "_left",
         "_resumed",
         "_span",
         "_start",
@@ -90,6 +93,8 @@ class OpenStage:
         self._counts = Counts()
         self._active = 0
         self._is_over = False
+        self._awaited = 0
+        self._left: _Left | None = None
         self._cell: Any = None
         self._span: Span | None = None
         self._thread: list[OpenStage] | None = None
@@ -176,13 +181,14 @@ class OpenStage:
         recording = state.active
         if recording is None:
             return
-        if recording is not self.recording or self._is_over:
-            tally = recording.folded_stage(self.name)
-            tally.add_counts(in_, out, rejected, retries, bytes_in, bytes_out)
-            return
-        with recording.lock:
-            self._counts.add(in_, out, rejected, retries, bytes_in, bytes_out)
-            self._show()
+        if recording is self.recording:
+            with recording.lock:
+                if not self._is_over:
+                    self._counts.add(in_, out, rejected, retries, bytes_in, bytes_out)
+                    self._show()
+                    return
+        tally = recording.folded_stage(self.name)
+        tally.add_counts(in_, out, rejected, retries, bytes_in, bytes_out)
 
     def suspend(self) -> None:
         """No longer current: the generator that is this stage has yielded."""
@@ -212,39 +218,97 @@ class OpenStage:
         """End the stage; the rows count only for a side that nothing else has counted."""
         try:
             self.suspend()
-            self._is_over = True
-            if self.recording is state.active:
-                self._end(error, frame_rows_in, frame_rows_out)
+            if self.recording is not state.active:
+                self._is_over = True
+                return
+            usage = resource.getrusage(resource.RUSAGE_SELF)
+            outcome, error_type = verdict(error)
+            left = _Left(
+                _clock(),
+                outcome,
+                error_type,
+                max(0.0, _cpu_seconds(usage) - self._cpu),
+                usage.ru_maxrss * PEAK_UNIT,
+                frame_rows_in,
+                frame_rows_out,
+            )
+            span = self._span
+            if span is not None and outcome is not Outcome.SUCCESS and error is not None:
+                fail_span(span, error, recorded=thread.doing.has_recorded(error, span))
+            if not self._waits(left):
+                self._end(left)
+            self._hide()
+            if span is not None:
+                for after in after_stage_ended:
+                    after()
         except Exception as fault:
             report(fault)
 
-    def _end(
-        self, error: BaseException | None, frame_rows_in: int | None, frame_rows_out: int | None
-    ) -> None:
-        recording, counts, span = self.recording, self._counts, self._span
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        end = _clock()
-        outcome, error_type = verdict(error)
-        ended = records.StageEnded(
-            recording.run.run_id,
+    def hold(self) -> None:
+        """Figures of an operation in it are still coming, perhaps when it is over: its own end is
+        told when they are there. Once per `let_go`, which any thread may call."""
+        if self.recording is state.active:  # else one of before a fork, whose lock nobody may hold
+            with self.recording.lock:
+                self._awaited += 1
+
+    def let_go(self) -> None:
+        """They are there. Never raises."""
+        if self.recording is not state.active:
+            return
+        try:
+            with self.recording.lock:
+                self._awaited -= 1
+                left = self._left if not self._awaited else None
+                if left is not None:
+                    self._left = None
+            if left is not None:
+                self._end(left)
+        except Exception as fault:
+            report(fault)
+
+    def _waits(self, left: _Left) -> bool:
+        # A folded one need not: what comes later is added to the same tally.
+        if self._span is None:
+            return False
+        with self.recording.lock:
+            if not self._awaited:
+                return False
+            self._left = left
+            ended = self._ended(left)
+            self.recording.sink.append(
+                records.SpanLeft(ended.span_id, ended.end, ended.outcome, ended.error_type, ended)
+            )
+            return True
+
+    def _ended(self, left: _Left) -> StageEnded:
+        counts, span = self._counts, self._span
+        frame_rows_in, frame_rows_out = left.frame_rows_in, left.frame_rows_out
+        return StageEnded(
+            self.recording.run.run_id,
             span.get_span_context().span_id.to_bytes(8, "big") if span else b"",
             self.name,
             self._start,
-            end,
-            outcome.value,
-            error_type,
+            left.end,
+            left.outcome.value,
+            left.error_type,
             counts.records_in if counts.records_in is not None else frame_rows_in,
             counts.records_out if counts.records_out is not None else frame_rows_out,
             counts.rejected,
             counts.retries,
-            max(0.0, _cpu_seconds(usage) - self._cpu),
-            usage.ru_maxrss * PEAK_UNIT,
+            left.cpu_seconds,
+            left.memory_peak,
             self._active / 1e9,
             (counts.records_in is None and frame_rows_in is not None)
             | (counts.records_out is None and frame_rows_out is not None) << 1,
             counts.bytes_in,
             counts.bytes_out,
         )
+
+    def _end(self, left: _Left) -> None:
+        recording, span = self.recording, self._span
+        with recording.lock:
+            self._is_over = True
+            ended = self._ended(left)
         if span is None:
             recording.folded_stage(self.name).add(ended)
             return
@@ -256,29 +320,35 @@ class OpenStage:
                 semconv.STAGE_MEMORY_PEAK: ended.memory_peak,
             }
         )
-        if outcome is not Outcome.SUCCESS and error is not None:
-            fail_span(span, error, recorded=thread.doing.has_recorded(error, span))
-        span.end(end)
+        span.end(left.end)
         recording.sink.append(ended)
-        self._hide()
-        for after in after_stage_ended:
-            after()
+        if self._cell is not None:
+            with recording.lock:
+                recording.sink.release(self._cell)
+            self._cell = None
 
     def _show(self) -> None:
         if self._cell is not None and self._span is not None:
             self._cell.store(self._span.get_span_context().span_id, *self._counts.fields())
 
     def _hide(self) -> None:
-        recording = self.recording
-        if self._cell is not None:
-            with recording.lock:
-                recording.sink.release(self._cell)
-            self._cell = None
         if self._thread is not None and self in self._thread:
             self._thread.remove(self)
             doing = thread.doing
             if self._thread is doing.stages and doing.slot:
                 doing.slot.show_stages(_offsets(self._thread), _clock())
+
+
+class _Left(NamedTuple):
+    """How a stage ended, and what it had used by then."""
+
+    end: int
+    outcome: Outcome
+    error_type: str | None
+    cpu_seconds: float
+    memory_peak: int
+    frame_rows_in: int | None
+    frame_rows_out: int | None
 
 
 class _NoStage(OpenStage):
@@ -291,6 +361,8 @@ class _NoStage(OpenStage):
         self._token = None
 
     def count(self, *_: Any, **__: Any) -> None: ...
+    def hold(self) -> None: ...
+    def let_go(self) -> None: ...
     def resume(self) -> None: ...
     def leave(self, *_: Any, **__: Any) -> None: ...
 
@@ -308,6 +380,8 @@ class StageElsewhere(OpenStage):
         self.recording = recording
         self.operations = recording.operations_of(name)
         self._is_over = True  # who opened it ends it
+        self._awaited = 0
+        self._left = None
         self._token = None
 
 

@@ -23,6 +23,7 @@ _SHELL: Final = "/bin/sh"
 _HANDED: Final = (3, 4, 5)
 """What the recorder gets as descriptors."""
 _MESSAGES: Final = _socket.SOCK_SEQPACKET if LINUX else _socket.SOCK_DGRAM
+"""Of the deposit; without pidfds nothing is ever left in it."""
 # The shell stays and replaces a killed recorder; $0 is the file whose time says since when. Later
 # ones come more slowly: where memory is short the recorder is the first to be killed, every time.
 _KEEPER: Final = (

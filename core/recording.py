@@ -283,7 +283,7 @@ class Recording:
     ) -> None:
         self.sink = sink
         self.begin = begin
-        """Puts the beginning of an open span into the journal, once."""
+        """Puts the beginning of an open span into the journal, once, as when it gets a child."""
         self.lock = sink.lock
         self.run = run
         self.tracer = tracer

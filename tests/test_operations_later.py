@@ -175,6 +175,27 @@ def test_nested_calls_are_not_held_up(recorded: Recorded, clock: Clock) -> None:
     assert operations.open_calls == {}
 
 
+def test_nothing_came(recorded: Recorded, clock: Clock) -> None:
+    """It folds, and its stage ends; what failed, or has children, is a span all the same."""
+    with stages.stage("load"):
+        plain = act(clock)
+        failed = act(clock, ValueError())
+        call = operations.begin(COLLECT)
+        assert call is not None
+        with recorded.provider.get_tracer("mine").start_as_current_span("own"):
+            pass
+        above = operations.end_later(call)
+        assert above is not None
+    for later in (plain, failed, above):
+        later.fold()
+    assert [(ended.folded, ended.nanoseconds) for ended in recorded.of(OperationEnded)] == [
+        (True, SECOND), (False, SECOND), (False, 0),
+    ]  # fmt: skip
+    assert recorded.tree() == [
+        {"load": [{"pyspark.collect": []}, {"pyspark.collect": [{"own": []}]}]}
+    ]
+
+
 def test_an_announced_call_is_begun_in_the_journal(recorded: Recorded, clock: Clock) -> None:
     """While it is under way, once."""
     call = operations.begin(COLLECT)

@@ -14,7 +14,8 @@ class PysparkInstrumentor(Instrumentor):
     JVM when the listener there reports them."""
 
     library = "pyspark"
-    requires = ("pyspark >= 3.5",)
+    requires_any = ("pyspark >= 3.5", "pyspark-client >= 4.0")
+    """The second is a client of Spark Connect without Spark."""
 
     def seen_as(self, original: Function) -> str:
         """A file of PySpark's: it looks for its first frame to find the user's, which the UI shows
@@ -24,9 +25,9 @@ class PysparkInstrumentor(Instrumentor):
 
     def patches(self) -> tuple[Patch, ...]:
         """Made only where pyspark is imported."""
-        from stagewatch.instrumentation.pyspark import actions
+        from stagewatch.instrumentation.pyspark import actions, connect
 
-        return actions.PATCHES
+        return (*actions.PATCHES, *connect.PATCHES)
 
     def _uninstrument(self, **kwargs: Any) -> None:
         super()._uninstrument(**kwargs)

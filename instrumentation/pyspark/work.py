@@ -84,7 +84,8 @@ class Work:
 
     @property
     def is_settled(self) -> bool:
-        return not self._actions
+        """Nothing that has returned waits for its figures."""
+        return all(action.later is None for action in list(self._actions.values()))
 
     @property
     def slots(self) -> int:

@@ -163,4 +163,5 @@ def is_users_file(filename: str) -> bool:
         or "/<" in filename
         or "site-packages" in filename
         or "dist-packages" in filename
+        or "pyspark.zip" in filename  # of a Spark that pip has not installed
     )

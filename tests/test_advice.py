@@ -118,7 +118,11 @@ CASES: list[tuple[Callable[[Action], Advice | None], Action, list[Action], str, 
     (
         rules_of_stages.garbage_collection,
         action(stage(gc_time=20_000)),
-        [action(stage(gc_time=10_000)), action(stage(run_time=20_000, gc_time=4000))],
+        [
+            action(stage(gc_time=9_999)),
+            action(stage(run_time=20_000, gc_time=4000)),
+            action(stage(run_time=0, gc_time=20_000)),
+        ],
         "20.0 s of 1m40s task time (20 %)",
         "spark.executor.memory",
     ),

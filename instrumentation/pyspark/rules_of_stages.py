@@ -149,7 +149,7 @@ def garbage_collection(action: Action) -> Advice | None:
     """Much of the tasks' time is the JVM's."""
     running = sum(stage.run_time for stage in action.stages)
     collecting = sum(stage.gc_time for stage in action.stages)
-    if collecting < LOST_SECONDS * 1e3 or collecting <= GC_SHARE * running:
+    if not running or collecting < max(LOST_SECONDS * 1e3, GC_SHARE * running):
         return None
     share = percent(collecting / running)
     evidence = f"{action.place}: {took(collecting)} of {took(running)} task time ({share})"

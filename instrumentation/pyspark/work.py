@@ -17,7 +17,7 @@ from opentelemetry.trace import Span, StatusCode
 from opentelemetry.util.types import AttributeValue
 
 from stagewatch import clock, recording, semconv
-from stagewatch.instrumentation.pyspark import contexts, datasets, events, figures
+from stagewatch.instrumentation.pyspark import contexts, datasets, events, failures, figures
 from stagewatch.instrumentation.pyspark.action import Action
 from stagewatch.instrumentation.pyspark.executions import Executions
 from stagewatch.operations import Later
@@ -183,7 +183,7 @@ class Work:
         if job is None:
             return
         if event.error is not None:
-            _fail(job.span, event.error)
+            _fail(job.span, event.error, f"{event.error}: {event.message}")
         job.span.end(_moment(event.at, _start_of(job.span)))
         action = job.action
         if action is not None:
@@ -219,7 +219,7 @@ class Work:
         found = figures.of_stage(event)
         span.set_attributes(found)
         if event.failure is not None:
-            _fail(span, event.error or "stage_failed")
+            _fail(span, event.error or "stage_failed", event.failure)
         end = event.completed
         span.end(_moment(end, _start_of(span)) if end is not None else clock.now())
         if action is not None:
@@ -369,8 +369,12 @@ def _start_span(
     return current.tracer.start_span(name, parent, attributes=known, start_time=start)
 
 
-def _fail(span: Span, cause: str) -> None:
-    span.set_attribute(semconv.ERROR_TYPE, cause)
+def _fail(span: Span, error: str, text: str) -> None:
+    """*error*: what is said where *text*, as Spark prints it, tells no more."""
+    found = failures.of_text(text)
+    span.set_attribute(semconv.ERROR_TYPE, found.error_type if found is not None else error)
+    if found is not None and found.place is not None:
+        span.set_attribute(semconv.ERROR_PLACE, found.place)
     span.set_status(StatusCode.ERROR)
 
 

@@ -7,6 +7,7 @@ import re
 from importlib.util import find_spec
 from typing import Any, Final
 
+from stagewatch.failures import explanations, libraries
 from stagewatch.instrumentation._base import UNSEEN, Function, Instrumentor, Patch
 from stagewatch.safety import guarded
 
@@ -19,7 +20,9 @@ class PysparkInstrumentor(Instrumentor):
     JVM when the listener there reports them."""
 
     library = "pyspark"
-    requires = ()  # of `spark-submit` it is no distribution, but a folder in ``PYTHONPATH``
+    requires = ()
+    """The package itself says what it is: of several distributions one brings it, `pyspark` or
+    `pyspark-client`, and under `spark-submit` none."""
 
     def instrumentation_dependencies(self) -> tuple[str, ...]:
         """For those who ask what it is for."""
@@ -36,17 +39,28 @@ class PysparkInstrumentor(Instrumentor):
         release = _release()
         if release < _OLDEST:
             return ()
-        from stagewatch.instrumentation.pyspark import actions, attaching
+        from stagewatch.instrumentation.pyspark import (
+            actions,
+            attaching,
+            connect,
+            executors,
+            failures,
+        )
 
+        if failures.cause not in explanations:
+            explanations.append(failures.cause)
+        libraries.update(("py4j", "pyspark"))
         attaching.find()
-        return actions.patches(release)
+        return (*actions.patches(release), *connect.PATCHES, *executors.PATCHES)
 
     def _uninstrument(self, **kwargs: Any) -> None:
         super()._uninstrument(**kwargs)
-        from stagewatch.instrumentation.pyspark import attaching
+        from stagewatch.instrumentation.pyspark import attaching, failures
 
         with guarded:
             attaching.detach()
+        if failures.cause in explanations:
+            explanations.remove(failures.cause)
 
 
 def _release() -> tuple[int, int]:

@@ -40,6 +40,9 @@ class Teller(Protocol):
     def leave(self, before: str | None, context: str) -> None:
         """The action is over."""
 
+    def left(self, context: str) -> None:
+        """`leave`, of one that never entered: its jobs say by a tag whose they are."""
+
     def drain(self, most: int, wait: int) -> str:
         """At most so many events, as `events.decode` takes them; waits for the first one, so many
         milliseconds at most."""

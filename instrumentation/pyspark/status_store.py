@@ -122,6 +122,10 @@ class StatusStore:
 
     def leave(self, before: str | None, context: str) -> None:
         """The action is over."""
+        self.left(context)
+
+    def left(self, context: str) -> None:
+        """The action is over."""
         with self._changed:
             for window in self._windows:
                 if window.context == context:

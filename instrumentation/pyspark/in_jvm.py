@@ -12,6 +12,7 @@ class InJvm:
         self._listener = listener
         self.enter = listener.enter
         self.leave = listener.leave
+        self.left = listener.left
         self.wake = listener.wake
         self.detach = listener.detach
         self.dropped = listener.dropped

@@ -30,7 +30,10 @@ from tests.jobs import wait_for
 from tests.recorded import Recorded
 from tests.spark.told import done, named, newest, operations, settle, stages
 
-pytestmark = pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas"),
+    pytest.mark.filterwarnings("ignore:The copy keyword is deprecated"),
+]
 
 
 @contextmanager

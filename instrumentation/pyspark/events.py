@@ -93,48 +93,51 @@ class PlanNode(Struct, frozen=True):
     name: str
     """``nodeName``, such as ``SortMergeJoin`` or ``Scan parquet``."""
     metrics: dict[str, int] = {}
-    detail: str | None = None
-    """Of scans: partition filters and format, no literals."""
-    children: list[PlanNode] = []
-
-
-class Relation(Struct, frozen=True):
-    """What a plan reads or writes."""
-
-    uri: str
-    """``parquet:file:/data/x``, ``table:spark_catalog.default.t``; may hold secrets still."""
+    """By Spark's own short names: ``numOutputRows``, ``spillSize``, ``dataSize``."""
+    relation: str | None = None
+    """Of scans and writes: what is read or written, as in `ExecutionEnded.inputs`."""
     partitioned_by: list[str] = []
+    """Of scans of files: partition columns."""
+    partition_filters: int = 0
+    """Of scans of files: how many conditions choose partitions."""
+    children: list[PlanNode] = []
 
 
 class ExecutionStarted(Struct, tag_field="type", tag="execution_started", frozen=True):
     execution: int
     at: int
     root: int | None = None
-
-
-class PlanChanged(Struct, tag_field="type", tag="plan_changed", frozen=True):
-    """Adaptive execution has changed the plan."""
-
-    execution: int
+    """The execution that this one is a part of: itself, mostly."""
 
 
 class ExecutionEnded(Struct, tag_field="type", tag="execution_ended", frozen=True):
     execution: int
     at: int
     error: str | None = None
-    message: str | None = None
-    inputs: list[Relation] = []
-    outputs: list[Relation] = []
+    """Class of the JVM's exception."""
+    inputs: list[str] = []
+    """``parquet:file:/data/x``, ``table:spark_catalog.default.t``; may hold secrets still."""
+    outputs: list[str] = []
     fingerprint: str | None = None
+    plan_changes: int = 0
+    """How often adaptive execution changed the plan."""
     plan: PlanNode | None = None
     fault: str | None = None
     """Of ours: why inputs, outputs and plan are missing."""
+
+
+class Entered(Struct, tag_field="type", tag="entered", frozen=True):
+    """What Spark posts from now on may belong to this action."""
+
+    context: str
 
 
 class Marked(Struct, tag_field="type", tag="marked", frozen=True):
     """Everything that Spark posted before this action returned has been told."""
 
     context: str
+    dropped: int = 0
+    """Events lost so far: Spark's queue was full, or nobody drained ours."""
 
 
 class ExecutorAdded(Struct, tag_field="type", tag="executor_added", frozen=True):
@@ -174,8 +177,8 @@ Event = (
     | StageSubmitted
     | StageCompleted
     | ExecutionStarted
-    | PlanChanged
     | ExecutionEnded
+    | Entered
     | Marked
     | ExecutorAdded
     | ExecutorRemoved

@@ -25,6 +25,7 @@ from stagewatch.records import (
     LogEmitted,
     MetricsCollected,
     NameDefined,
+    Noted,
     OperationEnded,
     ProcessStarted,
     RunExiting,
@@ -33,6 +34,7 @@ from stagewatch.records import (
     SeriesDefined,
     SpanEnded,
     SpanHead,
+    SpanLeft,
     SpanStarted,
     StageEnded,
     StageStarted,
@@ -75,6 +77,7 @@ def take(books: Books, journal: Journal, record: Taken, batch: Batch) -> None:
             )
             if record.error_type is not None:
                 batch.failures[record.stage, record.name, record.error_type] += 1
+            journal.left.pop(record.span_id, None)
         case TallySpilled():
             batch.operation(record.stage, record.name).add(
                 1,
@@ -99,10 +102,14 @@ def take(books: Books, journal: Journal, record: Taken, batch: Batch) -> None:
             if not is_run and record.span_id not in journal.stages:
                 journal.begun[record.span_id] = record
                 journal.seen = max(journal.seen, record.start)
+        case SpanLeft():
+            journal.left[record.span_id] = record
+            journal.seen = max(journal.seen, record.end)
         case StageStarted():
             journal.stages[record.span_id] = OpenStage(record)
             journal.seen = max(journal.seen, record.start)
         case StageEnded():
+            journal.left.pop(record.span_id, None)
             stage = journal.stages.get(record.span_id)
             if stage is not None:
                 stage.ended = record
@@ -122,6 +129,8 @@ def take(books: Books, journal: Journal, record: Taken, batch: Batch) -> None:
                 journal.collected = record.number, record.end
         case SeriesDefined():
             journal.series[record.cell] = record
+        case Noted():
+            batch.noted.append(record)
         case LogEmitted():
             _take_log(books, journal, record, batch)
         case _:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 from stagewatch.instrumentation._base import UNSEEN, Function, Instrumentor, Patch
@@ -27,6 +28,14 @@ class PysparkInstrumentor(Instrumentor):
         from stagewatch.instrumentation.pyspark import actions
 
         return actions.PATCHES
+
+    def _instrument(self, **kwargs: Any) -> None:
+        super()._instrument(**kwargs)
+        if self.library in sys.modules:  # perhaps with a context, as in a notebook
+            from stagewatch.instrumentation.pyspark import attaching
+
+            with guarded:
+                attaching.here()
 
     def _uninstrument(self, **kwargs: Any) -> None:
         super()._uninstrument(**kwargs)

@@ -131,11 +131,7 @@ def begin(kind: OperationKind) -> Call | None:
 
 def _begin_seldom(recording: Recording, base: Call | None, kind: OperationKind) -> Call | None:
     try:
-        if base is None or base.recording is not recording:  # or the first after a fork
-            base = _thread.call = Call(recording, None, None)
-            doing = recording.doing()
-            if doing.slot is not None:
-                base.operation = doing.slot.operation
+        base = _own(recording, base)
         outer = base.open
         if outer is not None and outer.library == kind.library:
             return None
@@ -160,6 +156,41 @@ def _begin_seldom(recording: Recording, base: Call | None, kind: OperationKind) 
     except Exception as error:
         report(error)
         return None
+
+
+def _own(recording: Recording, base: Call | None) -> Call:
+    """The calling thread's own; *base*: the one it had, if any."""
+    if base is None or base.recording is not recording:  # or the first after a fork
+        base = _thread.call = Call(recording, None, None)
+        doing = recording.doing()
+        if doing.slot is not None:
+            base.operation = doing.slot.operation
+    return base
+
+
+def suspend(call: Call) -> None:
+    """A call whose kind is ``open`` pauses, as a generator does at a ``yield``: until `resume`
+    other code runs, which is not inside it, and its time stands still."""
+    call.base.open = call.outer
+    call.start = _ticks() - call.start
+    if call.recording is state.active:
+        call.operation[0] = 0
+    if call.token is not None:
+        detach(call.token)
+        call.token = None
+
+
+def resume(call: Call) -> None:
+    """It goes on, in whatever thread."""
+    recording, span = call.recording, call.span
+    call.start = _ticks() - call.start
+    if recording is not state.active or span is None:
+        return  # a forked child: the call is the parent's
+    base = call.base = _own(recording, getattr(_thread, "call", None))
+    call.outer, call.operation = base.open, base.operation
+    call.token = otel_context.attach(trace.set_span_in_context(span))
+    call.operation[0] = (call.start | NAME_MASK) - call.kind.rest
+    base.open = call.kind
 
 
 def fold(call: Call, rows_in: int, rows_out: int) -> None:
@@ -281,7 +312,7 @@ class Later(Struct):
         recording, stage, ended = self.recording, self.stage, self.ended
         try:
             if recording is state.active:
-                recording.new_tally(ended.stage, ended.name)(ended.nanoseconds, 0, 0)
+                recording.sink.append(structs.replace(ended, folded=True))
         except Exception as fault:
             report(fault)
         finally:
@@ -360,9 +391,8 @@ def end_later(
         ended = records.OperationEnded(
             recording.run.run_id, name, call.kind.name, ticks - call.start, 0, 0, failed_as, span_id
         )
-        if call.kind.io:  # else it may fold, and then there was no span
-            recording.begin(span)
-            recording.sink.append(records.SpanLeft(span_id, end, outcome, failed_as, ended))
+        recording.begin(span)
+        recording.sink.append(records.SpanLeft(span_id, end, outcome, failed_as, ended))
         if stage is not None:
             stage.hold()  # last: who holds it has to let it go
         return Later(recording, span, stage, end, ended, call.children)

@@ -11,7 +11,15 @@ from msgspec import Struct
 from stagewatch.exporters.journal import start_ticks
 
 _TAKES_VALUE = {"-W", "-X", "--check-hash-based-pycs"}
-_HELPERS = ("multiprocessing.resource_tracker", "pyspark.daemon", "pyspark.util")
+_HELPERS = (
+    "multiprocessing.resource_tracker",
+    "pyspark.daemon",
+    "pyspark.worker",  # where Spark forks none
+    "pyspark.sql.worker.",
+    "pyspark.sql.streaming.",
+    "pyspark.sql.connect.streaming.worker.",
+    "pyspark.util",  # the shell, when it starts
+)
 _HELPER_SCRIPT = "find_spark_home.py"
 """Of ``spark-submit`` and ``pyspark``, which look for their Spark."""
 

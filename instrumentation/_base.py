@@ -64,8 +64,10 @@ class Instrumentor(BaseInstrumentor):  # type: ignore[misc]
 
     library: str
     """Import name of the package."""
-    requires: tuple[str, ...]
+    requires: tuple[str, ...] = ()
     """Requirements, such as ``pandas >= 2.2``; looked at when the library is imported."""
+    requires_any: tuple[str, ...] = ()
+    """Of these one is enough: distributions that bring the same package."""
     _session: _Session | None = None
 
     def seen_as(self, original: Function) -> str:
@@ -78,7 +80,7 @@ class Instrumentor(BaseInstrumentor):  # type: ignore[misc]
 
     def instrumentation_dependencies(self) -> tuple[str, ...]:
         """What has to be installed for this to do anything."""
-        return self.requires
+        return self.requires + self.requires_any
 
     @property
     def applied(self) -> tuple[str, ...]:
@@ -128,7 +130,8 @@ class _Session:
         if self.begun or self.over:
             return
         self.begun = True
-        conflict = get_dependency_conflicts(self.instrumentor.requires)
+        ours = self.instrumentor
+        conflict = get_dependency_conflicts(ours.requires, ours.requires_any)
         if conflict is not None:
             _logger.debug("%s is not watched: %s", self.library, conflict)
             return

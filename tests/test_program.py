@@ -42,6 +42,7 @@ from stagewatch.program import ParentRun, Program, parent_run, program
             ["python3", "-c", "from pyspark.util import spark_connect_mode; print(1)"],
             Program(is_helper=True),
         ),
+        (["python", "-m", "pyspark.worker"], Program(module="pyspark.worker", is_helper=True)),
     ],
 )
 def test_program(argv: list[str], expected: Program) -> None:

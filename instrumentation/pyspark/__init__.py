@@ -15,7 +15,8 @@ class PysparkInstrumentor(Instrumentor):
     JVM when the listener there reports them."""
 
     library = "pyspark"
-    requires = ("pyspark >= 3.5",)
+    requires_any = ("pyspark >= 3.5", "pyspark-client >= 4.0")
+    """The second is a client of Spark Connect without Spark."""
 
     def seen_as(self, original: Function) -> str:
         """A file of PySpark's: it looks for its first frame to find the user's, which the UI shows
@@ -25,9 +26,9 @@ class PysparkInstrumentor(Instrumentor):
 
     def patches(self) -> tuple[Patch, ...]:
         """Made only where pyspark is imported."""
-        from stagewatch.instrumentation.pyspark import actions
+        from stagewatch.instrumentation.pyspark import actions, connect, executors
 
-        return actions.PATCHES
+        return (*actions.PATCHES, *connect.PATCHES, *executors.PATCHES)
 
     def _instrument(self, **kwargs: Any) -> None:
         super()._instrument(**kwargs)

@@ -27,6 +27,9 @@ import org.apache.spark.sql.execution.ui.SparkListenerSQLExecutionStart;
  * between Spark 3.5 and 4.
  */
 public class Listener extends SparkListener {
+  /** Before a traceparent, in one of a job's tags: how Spark Connect's clients name their action. */
+  private static final String TAG = "stagewatch-";
+
   private final String property;
   private final int capacity;
   private final ConcurrentLinkedQueue told = new ConcurrentLinkedQueue();
@@ -82,6 +85,11 @@ public class Listener extends SparkListener {
   /** The action is over; all that was posted until here is told before this is. */
   public void leave(String before, String traceparent) {
     context.setLocalProperty(property, before);
+    context.listenerBus().post(new Mark(traceparent, false));
+  }
+
+  /** The same for an action that did not `enter`. */
+  public void left(String traceparent) {
     context.listenerBus().post(new Mark(traceparent, false));
   }
 
@@ -150,7 +158,7 @@ public class Listener extends SparkListener {
     json.numbers("stages", stages);
     Properties properties = event.properties();
     if (properties != null) {
-      json.add("context", properties.getProperty(property));
+      json.add("context", contextOf(properties));
       json.number("execution", properties.getProperty("spark.sql.execution.id"));
       json.number("root", properties.getProperty("spark.sql.execution.root.id"));
       json.add("query", properties.getProperty("sql.streaming.queryId"));
@@ -158,6 +166,15 @@ public class Listener extends SparkListener {
       json.add("call_site", properties.getProperty("callSite.short"));
     }
     tell(json);
+  }
+
+  private String contextOf(Properties properties) {
+    String own = properties.getProperty(property);
+    String tags = properties.getProperty("spark.job.tags");
+    int at = own == null && tags != null ? tags.indexOf(TAG) : -1;
+    if (at < 0) return own;
+    int end = tags.indexOf(',', at);
+    return tags.substring(at + TAG.length(), end < 0 ? tags.length() : end);
   }
 
   public void onJobEnd(SparkListenerJobEnd event) {

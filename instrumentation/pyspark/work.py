@@ -17,9 +17,10 @@ from opentelemetry.trace import Span, StatusCode
 from opentelemetry.util.types import AttributeValue
 
 from stagewatch import clock, recording, semconv
-from stagewatch.instrumentation.pyspark import datasets, events, figures
+from stagewatch.instrumentation.pyspark import contexts, datasets, events, figures
 from stagewatch.operations import Later
 from stagewatch.records import StageMeasured
+from stagewatch.tracing import start_span_as
 
 _MS: Final = 1_000_000
 _GRACE: Final = 2.0
@@ -65,7 +66,9 @@ class _Job(Struct, eq=False):
     number: int
     span: Span
     action: Action | None
-    stages: frozenset[int]
+    stages: list[int]
+    context: str | None
+    """As its tasks know it, be it of a live action or not."""
 
 
 class Work:
@@ -84,7 +87,8 @@ class Work:
 
     @property
     def is_settled(self) -> bool:
-        return not self._actions
+        """Nothing that has returned waits for its figures."""
+        return all(action.later is None for action in list(self._actions.values()))
 
     @property
     def slots(self) -> int:
@@ -163,7 +167,7 @@ class Work:
             known[semconv.SPARK_EXECUTION_ID] = event.execution
         parent = current.run.context if action is None else trace.set_span_in_context(action.span)
         span = _start_span(semconv.SPARK_JOB, parent, start, action.stage if action else "", known)
-        self._jobs[event.job] = _Job(event.job, span, action, frozenset(event.stages))
+        self._jobs[event.job] = _Job(event.job, span, action, event.stages, event.context)
         if action is None:
             return
         if not action.jobs:
@@ -199,9 +203,13 @@ class Work:
         start = _moment(event.at, _start_of(job.span))
         parent = trace.set_span_in_context(job.span)
         stage = job.action.stage if job.action else ""
-        self._stages[event.stage, event.attempt] = _start_span(
-            semconv.SPARK_STAGE, parent, start, stage, known
-        )
+        context = job.context
+        span_id = contexts.stage_span_id(context, event.stage, event.attempt) if context else None
+        span = _start_span(semconv.SPARK_STAGE, parent, start, stage, known, span_id)
+        self._stages[event.stage, event.attempt] = span
+        current = recording.active
+        if current is not None and current.settings.spark_executors:
+            current.begin(span)  # its tasks hang under it, and are told by others
 
     def _stage_completed(self, event: events.StageCompleted) -> None:
         span = self._stages.pop((event.stage, event.attempt), None)
@@ -318,7 +326,12 @@ def _attributes(action: Action, seen: datasets.Seen) -> dict[str, AttributeValue
 
 
 def _start_span(
-    name: str, parent: Context, start: int, stage: str, known: dict[str, AttributeValue]
+    name: str,
+    parent: Context,
+    start: int,
+    stage: str,
+    known: dict[str, AttributeValue],
+    span_id: int | None = None,
 ) -> Span:
     current = recording.active
     assert current is not None
@@ -326,6 +339,8 @@ def _start_span(
     known[semconv.SPAN_ROLE] = semconv.ROLE_DETAIL
     if stage:
         known[semconv.STAGE_NAME] = stage
+    if span_id is not None:
+        return start_span_as(span_id, name, parent, attributes=known, start_time=start)
     return current.tracer.start_span(name, parent, attributes=known, start_time=start)
 
 

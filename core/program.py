@@ -18,7 +18,7 @@ _HELPERS = (
     "pyspark.sql.worker.",
     "pyspark.sql.streaming.",
     "pyspark.sql.connect.streaming.worker.",
-    "pyspark.util",  # the shell, when it starts
+    "pyspark.util import spark_connect_mode",  # of the `pyspark` shell, before it starts
 )
 _HELPER_SCRIPT = "find_spark_home.py"
 """Of ``spark-submit`` and ``pyspark``, which look for their Spark."""

@@ -32,7 +32,7 @@ class PysparkInstrumentor(Instrumentor):
 
     def _instrument(self, **kwargs: Any) -> None:
         super()._instrument(**kwargs)
-        if self.library in sys.modules:  # perhaps with a context, as in a notebook
+        if hasattr(sys.modules.get(self.library), "SparkContext"):  # as in a notebook
             from stagewatch.instrumentation.pyspark import attaching
 
             with guarded:

@@ -129,6 +129,7 @@ BECAUSE = "\n\nThe above exception was the direct cause of the following excepti
         ("__main__.Bad: x", "Bad", "x"),
         ("shop.errors.Outer.Inner", "shop.errors.Outer.Inner", ""),
         ("etl.make.<locals>.Bad: x", "etl.make.<locals>.Bad", "x"),
+        ("<run_path>.Bad: x", "<run_path>.Bad", "x"),
         ("Ungültig: x", "Ungültig", "x"),
         ("ValueError: one\nKeyError: two\n\nthree: x", "ValueError", "one"),
         ("ValueError: one\na note: of the user's", "ValueError", "one"),

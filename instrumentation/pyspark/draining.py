@@ -16,7 +16,7 @@ from typing import Final, Protocol
 
 from stagewatch.instrumentation.pyspark import events
 from stagewatch.instrumentation.pyspark.work import Work
-from stagewatch.safety import report
+from stagewatch.safety import guarded, report
 
 _MOST: Final = 2000
 """Events of one drain."""
@@ -94,8 +94,13 @@ class Drain:
     def _run(self) -> None:
         try:
             self._drain()
+            self._say_dropped()
+        except Exception:  # the JVM is gone: there is nothing more to come
+            pass
         finally:
             atexit.unregister(self.stop)
+            with guarded:
+                self._work.close()
 
     def _drain(self) -> None:
         until = None
@@ -103,28 +108,18 @@ class Drain:
             hurries = self._hurry.is_set()
             if hurries and until is None:
                 until = time.monotonic() + _EXIT_PATIENCE / 2
-            try:
-                text = self._listener.drain(_MOST, 10 if hurries else _WAIT)
-            except Exception:  # the JVM is gone: there is nothing more to come
-                break
+            text = self._listener.drain(_MOST, 10 if hurries else _WAIT)
             is_empty = len(text) <= 2
             if not is_empty:
                 self._take(text)
-            try:
+            with guarded:
                 self._work.settle(is_empty)
-            except Exception as fault:
-                report(fault)
             if until is not None and (
                 (is_empty and self._work.is_settled) or time.monotonic() > until
             ):
                 break
             if not hurries:
                 self._hurry.wait(_PAUSE)
-        try:
-            self._work.close()
-        except Exception as fault:
-            report(fault)
-        self._say_dropped()
 
     def _take(self, text: str) -> None:
         try:
@@ -140,10 +135,7 @@ class Drain:
                     report(fault)
 
     def _say_dropped(self) -> None:
-        try:
-            dropped = self._listener.dropped()
-        except Exception:
-            return
+        dropped = self._listener.dropped()
         if dropped:
             _logger.warning(
                 "stagewatch has not heard of %d events of Spark, whose queue was full: figures of "

@@ -34,6 +34,8 @@ _PATIENCE: Final = 0.1
 _OUT_OF_MEMORY_STATUS: Final = 3
 """Exit status by ``-XX:+ExitOnOutOfMemoryError``."""
 
+_waited_for = 0
+"""The JVM that did not end in that time: it is not waited for again."""
 _known: WeakKeyDictionary[BaseException, Cause] = WeakKeyDictionary()
 """Stages and run ask again, perhaps when the JVM is no longer there."""
 
@@ -61,6 +63,12 @@ def cause(error: BaseException) -> Cause | None:
         if found is not None:
             _known[error] = found
     return found
+
+
+def is_of_lost_jvm(error: BaseException) -> bool:
+    """Whether *error* came because the JVM is not there any more."""
+    found = cause(error)
+    return found is not None and found.error_type in (JVM_GONE, OUT_OF_MEMORY)
 
 
 def _class(module: str, name: str) -> Any:
@@ -143,7 +151,9 @@ def _status() -> int | None:
     process = getattr(getattr(context, "_gateway", None), "proc", None)
     if process is None:
         return None
-    until = time.monotonic() + _PATIENCE
+    global _waited_for
+    patience = _PATIENCE if _waited_for != process.pid else 0
+    until = time.monotonic() + patience
     while process.returncode is None:
         try:
             ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -152,7 +162,8 @@ def _status() -> int | None:
         if ended is not None:
             killed = ended.si_code in (os.CLD_KILLED, os.CLD_DUMPED)
             return -ended.si_status if killed else ended.si_status
-        if time.monotonic() > until:
+        if time.monotonic() >= until:
+            _waited_for = process.pid
             return None
         time.sleep(0.002)
     status: int = process.returncode
@@ -251,7 +262,7 @@ _WITHOUT_TRACEBACK: Final = re.compile(
     r"(?:: |\. Please see the stack trace below\.\n(?:\[\w+\] .* the Python worker: )?)"
 )
 _FRAME: Final = re.compile(r'  File "([^"]*)", line (\d+)(?:, in (.*))?$')
-_ERROR: Final = re.compile(r"([^\W\d][\w.<>]*)(?:: ?(.*))?$")
+_ERROR: Final = re.compile(r"((?:<\w+>\.)?[^\W\d][\w.<>]*)(?:: ?(.*))?$")
 _CHAINED: Final = (
     "During handling of the above exception, another exception occurred:",
     "The above exception was the direct cause of the following exception:",

@@ -7,6 +7,7 @@ drains the listener.
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any, Final, NamedTuple
 
@@ -17,7 +18,15 @@ from opentelemetry.trace import Span, StatusCode
 from opentelemetry.util.types import AttributeValue
 
 from stagewatch import clock, recording, semconv
-from stagewatch.instrumentation.pyspark import contexts, datasets, events, figures
+from stagewatch.instrumentation.pyspark import (
+    advice,
+    advisor,
+    contexts,
+    datasets,
+    events,
+    failures,
+    figures,
+)
 from stagewatch.instrumentation.pyspark.action import Action
 from stagewatch.instrumentation.pyspark.executions import Executions
 from stagewatch.operations import Later
@@ -60,6 +69,7 @@ class Work:
         self._sums: dict[str, dict[str, float]] = {}
         """By stage of the pipeline, over the run."""
         self._slot_seconds: dict[str, float] = {}
+        self._advisor = advisor.Advisor()
         self.is_over = False
         """Nothing is told any more."""
 
@@ -183,7 +193,7 @@ class Work:
         if job is None:
             return
         if event.error is not None:
-            _fail(job.span, event.error)
+            _fail(job.span, event.error, f"{event.error}: {event.message}")
         job.span.end(_moment(event.at, _start_of(job.span)))
         action = job.action
         if action is not None:
@@ -219,7 +229,7 @@ class Work:
         found = figures.of_stage(event)
         span.set_attributes(found)
         if event.failure is not None:
-            _fail(span, event.error or "stage_failed")
+            _fail(span, event.error or "stage_failed", event.failure)
         end = event.completed
         span.end(_moment(end, _start_of(span)) if end is not None else clock.now())
         if action is not None:
@@ -303,10 +313,27 @@ class Work:
             datasets=() if action.peeks else seen.datasets,
             attributes=_attributes(action, seen),
         )
+        self._advise(action, later)
         if action.lingers:
             action.reads = counted.rows_in is not None
             action.ended.clear()
             action.stages.clear()
+
+    def _advise(self, action: Action, later: Later) -> None:
+        current = recording.active
+        if current is None or later.ended.error_type is not None:
+            return
+        finished = advice.Action(
+            later.ended.name,
+            later.ended.nanoseconds / 1e9,
+            action.busy / 1e3,
+            self.slots,
+            _call_site(action.span),
+            tuple(action.stages),
+            tuple(action.ended),
+        )
+        for one in self._advisor.advise(finished):
+            current.sink.append(advisor.noted(one, current.run.run_id, later.end))
 
 
 class _Counted(NamedTuple):
@@ -350,6 +377,12 @@ def _attributes(action: Action, seen: datasets.Seen) -> dict[str, AttributeValue
     return found
 
 
+def _call_site(span: Any) -> str:
+    known = getattr(span, "attributes", None) or {}
+    file = str(known.get(semconv.CODE_FILE_PATH, ""))
+    return f"{os.path.basename(file)}:{known.get(semconv.CODE_LINE_NUMBER)}" if file else ""
+
+
 def _start_span(
     name: str,
     parent: Context,
@@ -369,8 +402,12 @@ def _start_span(
     return current.tracer.start_span(name, parent, attributes=known, start_time=start)
 
 
-def _fail(span: Span, cause: str) -> None:
-    span.set_attribute(semconv.ERROR_TYPE, cause)
+def _fail(span: Span, error: str, text: str) -> None:
+    """*error*: what is said where *text*, as Spark prints it, tells no more."""
+    found = failures.of_text(text)
+    span.set_attribute(semconv.ERROR_TYPE, found.error_type if found is not None else error)
+    if found is not None and found.place is not None:
+        span.set_attribute(semconv.ERROR_PLACE, found.place)
     span.set_status(StatusCode.ERROR)
 
 

@@ -323,7 +323,7 @@ class Work:
         current = recording.active
         if current is None or later.ended.error_type is not None:
             return
-        finished = advice.Action(
+        finished = advice.Finished(
             later.ended.name,
             later.ended.nanoseconds / 1e9,
             action.busy / 1e3,

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from errno import ENOEXEC
 
 from stagewatch import parent
+from stagewatch.system import LINUX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,9 +41,6 @@ def main(arguments: Sequence[str]) -> int:
         return _misunderstood(f"unknown option {command[0]}")
     if not command:
         return _misunderstood("no command to run")
-    if sys.platform != "linux":
-        _say("`run` needs Linux; put opentelemetry-instrument in front of a Python command")
-        return 1
     waits = os.getpid(), os.getppid()
     parent.run(lambda child: _become(command, child, waits))
 
@@ -104,11 +102,12 @@ def _prepare(
             return
         room, settings = opened.room, opened.settings
         is_last = is_last or bool(opened.alone)
-        exits.promise(room, os.getpid(), ticks, waits[0], start_ticks(waits[0]))
         _count_overhead(opened)
     else:
         found = _configuration()
         room, settings = _room(found), found.settings
+    if opens_run or not LINUX:  # where the command is reaped before its parent can leave word
+        exits.promise(room, os.getpid(), ticks, waits[0], start_ticks(waits[0]))
     cpu_before = opened.cpu_before if opened is not None else None
     child.tell(str(room), ticks, settings.exit_wait if is_last else 0.0, cpu_before)
 

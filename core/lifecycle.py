@@ -29,6 +29,7 @@ from stagewatch.opened import Opened, record
 from stagewatch.opening import environment, open_in_journal, span_without_sdk
 from stagewatch.processors import errors, throughput
 from stagewatch.surroundings import prepare
+from stagewatch.system import LINUX
 
 _began = time.thread_time_ns()
 _opened: Opened | None = None
@@ -52,8 +53,8 @@ def open_run(
 
         place = _opened.state_directory, _opened.room
         resident.start(*place, environment(prepared.config), _opened.alone)
-        if "-m" in sys.orig_argv:
-            learn_exit_code()
+    if (_opened.alone or not LINUX) and _opened.owner and "-m" in sys.orig_argv:
+        learn_exit_code()
     _begin(_opened)
     _opened.overhead = time.thread_time_ns() - _began
     _opened.cpu_before = time.process_time()

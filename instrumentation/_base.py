@@ -64,10 +64,8 @@ class Instrumentor(BaseInstrumentor):  # type: ignore[misc]
 
     library: str
     """Import name of the package."""
-    requires: tuple[str, ...] = ()
+    requires: tuple[str, ...]
     """Requirements, such as ``pandas >= 2.2``; looked at when the library is imported."""
-    requires_any: tuple[str, ...] = ()
-    """Of these one is enough: distributions that bring the same package."""
     _session: _Session | None = None
 
     def seen_as(self, original: Function) -> str:
@@ -80,7 +78,7 @@ class Instrumentor(BaseInstrumentor):  # type: ignore[misc]
 
     def instrumentation_dependencies(self) -> tuple[str, ...]:
         """What has to be installed for this to do anything."""
-        return self.requires + self.requires_any
+        return self.requires
 
     @property
     def applied(self) -> tuple[str, ...]:
@@ -130,8 +128,7 @@ class _Session:
         if self.begun or self.over:
             return
         self.begun = True
-        ours = self.instrumentor
-        conflict = get_dependency_conflicts(ours.requires, ours.requires_any)
+        conflict = get_dependency_conflicts(self.instrumentor.requires)
         if conflict is not None:
             _logger.debug("%s is not watched: %s", self.library, conflict)
             return
@@ -209,6 +206,10 @@ def _like(original: Any, wrap: Callable[[Function], Function]) -> Any:
     if isinstance(original, property):
         getter = wrap(original.fget) if original.fget else None
         return property(getter, original.fset, original.fdel, original.__doc__)
+    if isinstance(original, functools.cached_property):
+        found = functools.cached_property(wrap(original.func))
+        found.attrname = original.attrname
+        return found
     return wrap(original)
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
-import sys
-from typing import Any
+import re
+from importlib.util import find_spec
+from typing import Any, Final
 
+from stagewatch.failures import explanations, libraries
 from stagewatch.instrumentation._base import UNSEEN, Function, Instrumentor, Patch
 from stagewatch.safety import guarded
+
+_OLDEST: Final = (3, 5)
+_VERSION: Final = re.compile(r"__version__[^\n\"']*[\"'](\d+)\.(\d+)")
 
 
 class PysparkInstrumentor(Instrumentor):
@@ -15,8 +20,13 @@ class PysparkInstrumentor(Instrumentor):
     JVM when the listener there reports them."""
 
     library = "pyspark"
-    requires_any = ("pyspark >= 3.5", "pyspark-client >= 4.0")
-    """The second is a client of Spark Connect without Spark."""
+    requires = ()
+    """The package itself says what it is: of several distributions one brings it, `pyspark` or
+    `pyspark-client`, and under `spark-submit` none."""
+
+    def instrumentation_dependencies(self) -> tuple[str, ...]:
+        """For those who ask what it is for."""
+        return ("pyspark >= {}.{}".format(*_OLDEST),)
 
     def seen_as(self, original: Function) -> str:
         """A file of PySpark's: it looks for its first frame to find the user's, which the UI shows
@@ -26,21 +36,38 @@ class PysparkInstrumentor(Instrumentor):
 
     def patches(self) -> tuple[Patch, ...]:
         """Made only where pyspark is imported."""
-        from stagewatch.instrumentation.pyspark import actions, connect, executors
+        release = _release()
+        if release < _OLDEST:
+            return ()
+        from stagewatch.instrumentation.pyspark import (
+            actions,
+            attaching,
+            connect,
+            executors,
+            failures,
+        )
 
-        return (*actions.PATCHES, *connect.PATCHES, *executors.PATCHES)
-
-    def _instrument(self, **kwargs: Any) -> None:
-        super()._instrument(**kwargs)
-        if hasattr(sys.modules.get(self.library), "SparkContext"):  # as in a notebook
-            from stagewatch.instrumentation.pyspark import attaching
-
-            with guarded:
-                attaching.here()
+        if failures.cause not in explanations:
+            explanations.append(failures.cause)
+        libraries.update(("py4j", "pyspark"))
+        attaching.find()
+        return (*actions.patches(release), *connect.PATCHES, *executors.PATCHES)
 
     def _uninstrument(self, **kwargs: Any) -> None:
         super()._uninstrument(**kwargs)
-        from stagewatch.instrumentation.pyspark import attaching
+        from stagewatch.instrumentation.pyspark import attaching, failures
 
         with guarded:
             attaching.detach()
+        if failures.cause in explanations:
+            explanations.remove(failures.cause)
+
+
+def _release() -> tuple[int, int]:
+    """Of the PySpark that is going to be imported; also from a zip file."""
+    found = find_spec("pyspark")
+    if found is None or found.origin is None or found.loader is None:
+        return (0, 0)
+    path = os.path.join(os.path.dirname(found.origin), "version.py")
+    version = _VERSION.search(found.loader.get_data(path).decode())  # type: ignore[attr-defined]
+    return (int(version[1]), int(version[2])) if version else (0, 0)

@@ -12,11 +12,11 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final, Protocol
 
 from stagewatch.instrumentation.pyspark import events
 from stagewatch.instrumentation.pyspark.work import Work
-from stagewatch.safety import report
+from stagewatch.safety import guarded, report
 
 _MOST: Final = 2000
 """Events of one drain."""
@@ -30,11 +30,38 @@ mostly."""
 _logger = logging.getLogger(__name__)
 
 
+class Teller(Protocol):
+    """What tells of a context's events: the listener in its JVM, or what stands in for it."""
+
+    def enter(self, context: str) -> str | None:
+        """Jobs of this thread belong to an action from now on; gives what the local property
+        was."""
+
+    def leave(self, before: str | None, context: str) -> None:
+        """The action is over."""
+
+    def left(self, context: str) -> None:
+        """`leave`, of one that never entered: its jobs say by a tag whose they are."""
+
+    def drain(self, most: int, wait: int) -> str:
+        """At most so many events, as `events.decode` takes them; waits for the first one, so many
+        milliseconds at most."""
+
+    def wake(self) -> None:
+        """A drain that waits returns, or the next one does not wait."""
+
+    def detach(self) -> None:
+        """Tell of nothing that happens from now on."""
+
+    def dropped(self) -> int:
+        """Events lost so far."""
+
+
 class Drain:
     """Hands every event to *consumers*, in order, from a thread of its own."""
 
     def __init__(
-        self, listener: Any, work: Work, consumers: tuple[Callable[[events.Event], None], ...]
+        self, listener: Teller, work: Work, consumers: tuple[Callable[[events.Event], None], ...]
     ) -> None:
         self._listener = listener
         self._work = work
@@ -49,10 +76,10 @@ class Drain:
 
     def hurry(self) -> None:
         """Nothing new will happen: take what is there, complete what waits for it, and end."""
-        atexit.unregister(self.stop)
-        self._hurry.set()
-        with suppress(Exception):  # the JVM may be gone, and the thread knows
-            self._listener.wake()
+        if not self._hurry.is_set():
+            self._hurry.set()
+            # A JVM that is stopped answers nobody: that is no reason to wait.
+            threading.Thread(target=self._wake, name="stagewatch-spark-wake", daemon=True).start()
 
     def stop(self) -> None:
         """`hurry`, and wait until it has: two seconds at most."""
@@ -60,31 +87,39 @@ class Drain:
             self.hurry()
             self._thread.join(_EXIT_PATIENCE)
 
+    def _wake(self) -> None:
+        with suppress(Exception):  # the JVM may be gone, and the thread knows
+            self._listener.wake()
+
     def _run(self) -> None:
+        try:
+            self._drain()
+            self._say_dropped()
+        except Exception:  # the JVM is gone: there is nothing more to come
+            pass
+        finally:
+            atexit.unregister(self.stop)
+            with guarded:
+                self._work.close()
+
+    def _drain(self) -> None:
         until = None
         while True:
             hurries = self._hurry.is_set()
             if hurries and until is None:
                 until = time.monotonic() + _EXIT_PATIENCE / 2
-            try:
-                text = self._listener.drain(_MOST, 10 if hurries else _WAIT)
-            except Exception:  # the JVM is gone: there is nothing more to come
-                break
-            if len(text) > 2:
+            text = self._listener.drain(_MOST, 10 if hurries else _WAIT)
+            is_empty = len(text) <= 2
+            if not is_empty:
                 self._take(text)
-            try:
-                self._work.settle()
-            except Exception as fault:
-                report(fault)
-            if until is not None and (self._work.is_settled or time.monotonic() > until):
+            with guarded:
+                self._work.settle(is_empty)
+            if until is not None and (
+                (is_empty and self._work.is_settled) or time.monotonic() > until
+            ):
                 break
             if not hurries:
                 self._hurry.wait(_PAUSE)
-        try:
-            self._work.settle(at_once=True)
-        except Exception as fault:
-            report(fault)
-        self._say_dropped()
 
     def _take(self, text: str) -> None:
         try:
@@ -100,10 +135,7 @@ class Drain:
                     report(fault)
 
     def _say_dropped(self) -> None:
-        try:
-            dropped = self._listener.dropped()
-        except Exception:
-            return
+        dropped = self._listener.dropped()
         if dropped:
             _logger.warning(
                 "stagewatch has not heard of %d events of Spark, whose queue was full: figures of "
@@ -112,7 +144,7 @@ class Drain:
             )
 
 
-def start(listener: Any, work: Work) -> Drain:
+def start(listener: Teller, work: Work) -> Drain:
     """Drain *listener* until its context or the program is over."""
     drain = Drain(listener, work, (work.take,))
     drain.start()

@@ -7,17 +7,28 @@ drains the listener.
 
 from __future__ import annotations
 
+import os
 import time
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from msgspec import Struct, field
+from msgspec import Struct
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, StatusCode
 from opentelemetry.util.types import AttributeValue
 
 from stagewatch import clock, recording, semconv
-from stagewatch.instrumentation.pyspark import contexts, datasets, events, figures
+from stagewatch.instrumentation.pyspark import (
+    advice,
+    advisor,
+    contexts,
+    datasets,
+    events,
+    failures,
+    figures,
+)
+from stagewatch.instrumentation.pyspark.action import Action
+from stagewatch.instrumentation.pyspark.executions import Executions
 from stagewatch.operations import Later
 from stagewatch.records import StageMeasured
 from stagewatch.tracing import start_span_as
@@ -25,41 +36,10 @@ from stagewatch.tracing import start_span_as
 _MS: Final = 1_000_000
 _GRACE: Final = 2.0
 """Seconds: ends of jobs and tasks may be told after the mark of an action that failed."""
+_LOST: Final = 10.0
+"""Seconds after which a mark that is not among what has been told was dropped on its way."""
 _MOST_ITERATORS: Final = 1000
 """Actions whose jobs may come after they have returned: results that are fetched bit by bit."""
-
-
-class Action(Struct, eq=False):
-    """One action, from its call until its figures are complete."""
-
-    context: str
-    """Its `contexts.traceparent`."""
-    span: Span
-    stage: str
-    """Of the pipeline; empty: the run itself."""
-    start: int
-    """Nanoseconds since the epoch."""
-    may_fold: bool
-    """It often does nothing in Spark: then it is counted only."""
-    lingers: bool
-    """Its jobs may come later."""
-    later: Later | None = None
-    rows_out: int = 0
-    """Rows it returned."""
-    marked: float = 0.0
-    """When all that was posted before its return had been told, on the monotonic clock."""
-    jobs: set[int] = field(default_factory=set)
-    """Open ones."""
-    job_count: int = 0
-    executions: set[int] = field(default_factory=set)
-    """Open ones."""
-    ended: list[events.ExecutionEnded] = field(default_factory=list)
-    stages: list[events.StageCompleted] = field(default_factory=list)
-    sums: dict[str, float] = field(default_factory=dict)
-    busy_since: int = 0
-    """When the first of the open jobs started, ms."""
-    busy: int = 0
-    """Milliseconds in which at least one job was open."""
 
 
 class _Job(Struct, eq=False):
@@ -71,6 +51,11 @@ class _Job(Struct, eq=False):
     """As its tasks know it, be it of a live action or not."""
 
 
+class _Stage(Struct, eq=False):
+    span: Span
+    job: _Job
+
+
 class Work:
     """All that is under way in one Spark context."""
 
@@ -78,12 +63,15 @@ class Work:
         self._actions: dict[str, Action] = {}
         self._lingering: dict[str, Action] = {}
         self._jobs: dict[int, _Job] = {}
-        self._stages: dict[tuple[int, int], Span] = {}
-        self._executions: dict[int, Action | None] = {}
+        self._stages: dict[tuple[int, int], _Stage] = {}
+        self._executions = Executions()
         self._slots: dict[str, int] = {}
         self._sums: dict[str, dict[str, float]] = {}
         """By stage of the pipeline, over the run."""
         self._slot_seconds: dict[str, float] = {}
+        self._advisor = advisor.Advisor()
+        self.is_over = False
+        """Nothing is told any more."""
 
     @property
     def is_settled(self) -> bool:
@@ -103,9 +91,17 @@ class Work:
 
     def returned(self, action: Action, later: Later | None) -> None:
         """It is over, and waits for its figures; None: nobody wants them."""
+        action.returned = time.monotonic()
+        action.later = later
         if later is None:
             self._actions.pop(action.context, None)
-        action.later = later
+        elif self.is_over:
+            self._finish(action)
+
+    def give_up(self, action: Action) -> None:
+        """Of one that has returned no figures will come, for Spark could not be told that it
+        has."""
+        self._finish(action)
 
     # --- from the thread that drains ----------------------------------------------------------
 
@@ -124,6 +120,10 @@ class Work:
                 self._execution_started(event)
             case events.ExecutionEnded():
                 self._execution_ended(event)
+            case events.Entered():
+                action = self._actions.get(event.context)
+                if action is not None:
+                    action.entered = True
             case events.Marked():
                 action = self._actions.get(event.context)
                 if action is not None:
@@ -135,22 +135,31 @@ class Work:
             case _:
                 pass
 
-    def settle(self, *, at_once: bool = False) -> None:
+    def settle(self, is_idle: bool) -> None:
         """Complete the actions that have all their figures, or will not get them any more;
-        *at_once*: nothing more is told."""
+        *is_idle*: all that was posted has been told."""
         now = time.monotonic()
         for action in list(self._actions.values()):
             if action.later is None:
                 continue
             is_complete = action.marked and not (action.jobs or action.executions)
-            if is_complete or at_once or (action.marked and now - action.marked > _GRACE):
-                del self._actions[action.context]
-                self._complete(action, action.later)
-        if at_once:
-            for span in (*self._stages.values(), *(job.span for job in self._jobs.values())):
-                span.end()
-            self._stages.clear()
-            self._jobs.clear()
+            is_late = action.marked and now - action.marked > _GRACE
+            is_lost = is_idle and not action.marked and now - action.returned > _LOST
+            if is_complete or is_late or is_lost:
+                self._finish(action)
+
+    def close(self) -> None:
+        """Nothing more is told."""
+        self.is_over = True
+        for action in list(self._actions.values()):
+            if action.later is not None:
+                self._finish(action)
+        for stage in self._stages.values():
+            stage.span.end()
+        for job in self._jobs.values():
+            job.span.end()
+        self._stages.clear()
+        self._jobs.clear()
 
     # --- jobs and stages ----------------------------------------------------------------------
 
@@ -158,7 +167,11 @@ class Work:
         current = recording.active
         if current is None:
             return
-        action = self._action_of(event.context)
+        root = event.root if event.root is not None else event.execution
+        # A context that is not live was inherited by a thread of a pool.
+        action = self._action_of(event.context) or self._executions.owner(root)
+        if root is not None:
+            self._executions.claim(root, action)
         if action is None and event.query is not None:
             return  # a batch of a stream
         start = _moment(event.at, action.start if action else 0)
@@ -174,16 +187,13 @@ class Work:
             action.busy_since = event.at
         action.jobs.add(event.job)
         action.job_count += 1
-        root = event.root if event.root is not None else event.execution
-        if root is not None and self._executions.get(root, action) is None:
-            self._adopt(root, action)
 
     def _job_ended(self, event: events.JobEnded) -> None:
         job = self._jobs.pop(event.job, None)
         if job is None:
             return
         if event.error is not None:
-            _fail(job.span, event.error)
+            _fail(job.span, event.error, f"{event.error}: {event.message}")
         job.span.end(_moment(event.at, _start_of(job.span)))
         action = job.action
         if action is not None:
@@ -206,27 +216,36 @@ class Work:
         context = job.context
         span_id = contexts.stage_span_id(context, event.stage, event.attempt) if context else None
         span = _start_span(semconv.SPARK_STAGE, parent, start, stage, known, span_id)
-        self._stages[event.stage, event.attempt] = span
+        self._stages[event.stage, event.attempt] = _Stage(span, job)
         current = recording.active
         if current is not None and current.settings.spark_executors:
             current.begin(span)  # its tasks hang under it, and are told by others
 
     def _stage_completed(self, event: events.StageCompleted) -> None:
-        span = self._stages.pop((event.stage, event.attempt), None)
-        if span is None:
+        stage = self._stages.pop((event.stage, event.attempt), None)
+        if stage is None:
             return
+        span, action = stage.span, stage.job.action
         found = figures.of_stage(event)
         span.set_attributes(found)
         if event.failure is not None:
-            _fail(span, event.error or "stage_failed")
+            _fail(span, event.error or "stage_failed", event.failure)
         end = event.completed
         span.end(_moment(end, _start_of(span)) if end is not None else clock.now())
-        job = self._job_of(event.stage)
-        action = job.action if job is not None else None
         if action is not None:
-            action.stages.append(event)
-            figures.add(action.sums, found)
+            self._stage_of_action(action, event, found)
         self._measure(action.stage if action is not None else "", found)
+
+    def _stage_of_action(
+        self, action: Action, event: events.StageCompleted, found: figures.Figures
+    ) -> None:
+        if action.context in self._lingering:
+            # Its operation is over, but what its iterator goes on to read is read.
+            if action.reads and action.later is not None and not event.cached:
+                action.later.count(event.input_records, bytes_in=event.input_bytes)
+            return
+        action.stages.append(event)
+        figures.add(action.sums, found)
 
     def _measure(self, stage: str, found: figures.Figures) -> None:
         current = recording.active
@@ -241,70 +260,103 @@ class Work:
         current.sink.append(StageMeasured(current.run.run_id, stage, values))
 
     def _job_of(self, stage: int) -> _Job | None:
-        # Of several jobs that share a stage the newest runs it.
-        found = [job for job in self._jobs.values() if stage in job.stages]
-        return found[-1] if found else None
+        # Of several jobs that share a stage Spark runs it for the oldest.
+        return next((job for job in self._jobs.values() if stage in job.stages), None)
 
     def _action_of(self, context: str | None) -> Action | None:
         if context is None:
             return None
-        # A context that is not live was inherited by a thread of a pool.
         return self._actions.get(context) or self._lingering.get(context)
 
     # --- SQL ------------------------------------------------------------------------------------
 
     def _execution_started(self, event: events.ExecutionStarted) -> None:
         root = event.root if event.root is not None else event.execution
-        known = self._executions.get(root)
-        if known is not None:
-            self._adopt(event.execution, known)
-            return
-        # The event does not say whose it is; a job of it will, if more than one action is open.
-        live = [action for action in self._actions.values() if not action.marked]
-        self._executions[event.execution] = None
-        if len(live) == 1:
-            self._adopt(event.execution, live[0])
-
-    def _adopt(self, execution: int, action: Action) -> None:
-        self._executions[execution] = action
-        action.executions.add(execution)
+        live = [it for it in self._actions.values() if it.entered and not it.marked]
+        self._executions.start(event.execution, root, live)
 
     def _execution_ended(self, event: events.ExecutionEnded) -> None:
-        action = self._executions.pop(event.execution, None)
-        if action is not None:
-            action.executions.discard(event.execution)
+        action = self._executions.end(event.execution)
+        if action is not None and action.context in self._actions:
             action.ended.append(event)
 
     # --- the end of an action ---------------------------------------------------------------------
 
-    def _complete(self, action: Action, later: Later) -> None:
+    def _finish(self, action: Action) -> None:
+        # Both the thread that drains and the user's may come here: who takes it out completes it.
+        if self._actions.pop(action.context, None) is None or action.later is None:
+            return
         if action.lingers:
             self._lingering[action.context] = action
             while len(self._lingering) > _MOST_ITERATORS:
                 del self._lingering[next(iter(self._lingering))]
         if action.may_fold and not (action.job_count or action.ended):
-            later.fold()
-            return
-        seen = datasets.seen(action.ended)
-        reads, writes = seen.rows_in, seen.rows_out
-        if not action.ended:  # RDDs have no plan to tell
-            reads = int(action.sums.get(semconv.SPARK_INPUT_RECORDS, 0)) or None
-            writes = int(action.sums.get(semconv.SPARK_OUTPUT_RECORDS, 0)) or None
+            action.later.fold()
+        else:
+            self._complete(action, action.later)
+
+    def _complete(self, action: Action, later: Later) -> None:
+        seen = datasets.seen(action.ended, int(action.sums.get(semconv.SPARK_OUTPUT_RECORDS, 0)))
+        counted = _count(action, seen)
         if action.stages:
             wall = action.busy / 1e3
             known = self._slot_seconds.get(action.stage, 0)
             self._slot_seconds[action.stage] = known + wall * self.slots
             self._measure(action.stage, {})
         later.complete(
-            rows_in=reads or 0,
-            rows_out=action.rows_out or writes or 0,
-            reads=reads,
-            writes=writes,
-            bytes_in=int(action.sums.get(semconv.SPARK_INPUT_BYTES, 0)),
+            rows_in=counted.rows_in or 0,
+            rows_out=action.rows_out or counted.rows_out or 0,
+            reads=counted.rows_in,
+            writes=counted.rows_out,
+            bytes_in=counted.bytes_in,
             bytes_out=int(action.sums.get(semconv.SPARK_OUTPUT_BYTES, 0)),
-            datasets=seen.datasets,
+            datasets=() if action.peeks else seen.datasets,
             attributes=_attributes(action, seen),
         )
+        self._advise(action, later)
+        if action.lingers:
+            action.reads = counted.rows_in is not None
+            action.ended.clear()
+            action.stages.clear()
+
+    def _advise(self, action: Action, later: Later) -> None:
+        current = recording.active
+        if current is None or later.ended.error_type is not None:
+            return
+        finished = advice.Finished(
+            later.ended.name,
+            later.ended.nanoseconds / 1e9,
+            action.busy / 1e3,
+            self.slots,
+            _call_site(action.span),
+            tuple(action.stages),
+            tuple(action.ended),
+        )
+        for one in self._advisor.advise(finished):
+            current.sink.append(advisor.noted(one, current.run.run_id, later.end))
+
+
+class _Counted(NamedTuple):
+    rows_in: int | None
+    rows_out: int | None
+    bytes_in: int
+
+
+def _count(action: Action, seen: datasets.Seen) -> _Counted:
+    """What came from and went to the outside. Spark counts as its input also what a range makes up
+    and what it takes out of its own cache: that was read by whoever filled it."""
+    records = int(action.sums.get(semconv.SPARK_INPUT_RECORDS, 0))
+    size = int(action.sums.get(semconv.SPARK_INPUT_BYTES, 0))
+    is_cached = any(stage.cached for stage in action.stages)
+    rows_in, rows_out = seen.rows_in, seen.rows_out
+    if not action.ended:  # RDDs have no plan to tell
+        rows_in = records if size and not is_cached else None
+        rows_out = int(action.sums.get(semconv.SPARK_OUTPUT_RECORDS, 0)) or None
+    elif action.lingers and any(dataset.direction == "in" for dataset in seen.datasets):
+        rows_in = None if is_cached else records  # its execution ended before its jobs began
+    if is_cached:
+        size = sum(dataset.bytes or 0 for dataset in seen.datasets if dataset.direction == "in")
+    return _Counted(None if action.peeks else rows_in, rows_out, size)
 
 
 def _attributes(action: Action, seen: datasets.Seen) -> dict[str, AttributeValue]:
@@ -323,6 +375,12 @@ def _attributes(action: Action, seen: datasets.Seen) -> dict[str, AttributeValue
     if is_write and inputs:
         found[semconv.DATASET_INPUTS] = inputs
     return found
+
+
+def _call_site(span: Any) -> str:
+    known = getattr(span, "attributes", None) or {}
+    file = str(known.get(semconv.CODE_FILE_PATH, ""))
+    return f"{os.path.basename(file)}:{known.get(semconv.CODE_LINE_NUMBER)}" if file else ""
 
 
 def _start_span(
@@ -344,8 +402,12 @@ def _start_span(
     return current.tracer.start_span(name, parent, attributes=known, start_time=start)
 
 
-def _fail(span: Span, cause: str) -> None:
-    span.set_attribute(semconv.ERROR_TYPE, cause)
+def _fail(span: Span, error: str, text: str) -> None:
+    """*error*: what is said where *text*, as Spark prints it, tells no more."""
+    found = failures.of_text(text)
+    span.set_attribute(semconv.ERROR_TYPE, found.error_type if found is not None else error)
+    if found is not None and found.place is not None:
+        span.set_attribute(semconv.ERROR_PLACE, found.place)
     span.set_status(StatusCode.ERROR)
 
 

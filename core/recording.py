@@ -325,6 +325,13 @@ class Recording:
             found.stages = []
         return found
 
+    def close(self) -> None:
+        """Let go of what counts, and so of the page: the run is over, though its process is not."""
+        with self.lock:
+            self.operations.clear()
+            self._operations_of.clear()
+            self.folded.clear()
+
     def add(self, *counts: Any) -> None:
         """`Counts.add` for what belongs to no stage."""
         with self.lock:

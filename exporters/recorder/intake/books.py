@@ -25,6 +25,7 @@ from stagewatch.records import (
     StageEnded,
     StageStarted,
     TallyDefined,
+    TraceSettled,
 )
 from stagewatch.records import encode as encode_record
 
@@ -86,6 +87,8 @@ class Batch:
         """Names of those whose sums change; empty for the run itself."""
         self.recorded = {"traces": 0, "metrics": 0, "logs": 0}
         self.dropped: list[Increment] = []
+        self.settled: list[TraceSettled] = []
+        """Traces on whose details is decided at once."""
 
     def operation(self, stage: str, name: str) -> OperationSum:
         """The sum to which calls of an operation are added."""
@@ -130,6 +133,8 @@ class Books(Struct, frozen=True):
         now = max(now, journal.seen, journal.since + 1)
         if batch.spans:
             rows.add_spans(self.link, journal.run, batch.spans, details=batch.has_details)
+        for trace in batch.settled:
+            details.settle(self.link, journal.run, trace)
         if batch.operations:
             rows.add_operations(self.link, journal.run, batch.operations)
             rows.add_failures(self.link, journal.run, batch.failures)

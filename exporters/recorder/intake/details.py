@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from stagewatch.database import HELD, KEPT, PENDING
 from stagewatch.measures import SECOND
+from stagewatch.records import TraceSettled
 
 SLOW_SHARE: Final = 0.01
 """A detail is slow if it took this share of its run: so at most a hundred of them are, one after
@@ -61,6 +62,19 @@ with recursive found(span_id, trace_id, parent, n, rank) as (
 )
 select n, min(rank) from found where n > 0 group by n
 """
+
+
+def settle(link: sqlite3.Connection, run: int, trace: TraceSettled) -> None:
+    """Send the details of one trace of the run with the row id *run* that are held, or forget them,
+    before the run is over."""
+    spans = [(run, span_id) for span_id in trace.span_ids]
+    if trace.threshold:
+        link.executemany(
+            "update span set threshold = ? where run = ? and span_id = ?",
+            [(trace.threshold, *span) for span in spans],
+        )
+    change = f"update span set state = {PENDING}" if trace.keep else "delete from span"
+    link.executemany(f"{change} where run = ? and span_id = ? and state = {HELD}", spans)
 
 
 def decide(

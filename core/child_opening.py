@@ -27,12 +27,12 @@ class ChildRuns:
     def __init__(self, opened: Opened, config: Config) -> None:
         self._opened = opened
         self._config = config
-        self._under_way: dict[str, Opened] = {}
+        self._under_way: dict[str, tuple[Opened, Recording]] = {}
         """By run id."""
 
     def __iter__(self) -> Iterator[Opened]:
         """Those under way."""
-        return iter(tuple(self._under_way.values()))
+        return iter([opened for opened, _ in tuple(self._under_way.values())])
 
     def open(
         self, name: str, attributes: Mapping[str, AttributeValue], attempt: int
@@ -65,7 +65,8 @@ class ChildRuns:
         journal.append(process_started(opened))
         journal.append(self._run_started(run, plain(dict(attributes)), attempt))
         writer.attach(journal)
-        self._under_way[run.run_id] = opened
+        recorded = Recording(journal, run, active.tracer, active.threshold)
+        self._under_way[run.run_id] = opened, recorded
         if not own.ships_itself:
             recorder_start.introduce(own.room, journal.key, os.environ)
 
@@ -74,7 +75,7 @@ class ChildRuns:
             journal.close()
 
         return ChildRun(
-            recording=Recording(journal, run, active.tracer, active.threshold),
+            recording=recorded,
             span=span,
             writer=writer,
             of_traces=own.spans.of_traces,
@@ -85,8 +86,10 @@ class ChildRuns:
 
     def forget(self) -> None:
         """In a forked child: they are the parent's."""
-        for opened in self:
+        recording.thread.elsewhere = None
+        for opened, recorded in self._under_way.values():
             opened.journal.forget()
+            recorded.is_over = True
         self._under_way.clear()
         if self._opened.spans is not None:
             self._opened.spans.of_traces.clear()

@@ -131,6 +131,7 @@ def begin(kind: OperationKind) -> Call | None:
 
 def _begin_seldom(recording: Recording, base: Call | None, kind: OperationKind) -> Call | None:
     try:
+        recording = state.here() or recording
         if base is None or base.recording is not recording:  # or the first after a fork
             base = _thread.call = Call(recording, None, None)
             doing = recording.doing()
@@ -144,7 +145,7 @@ def _begin_seldom(recording: Recording, base: Call | None, kind: OperationKind) 
         if kind.number not in recording.named:
             recording.named.add(kind.number)
             recording.sink.append(records.NameDefined(kind.number, kind.name))
-        if not (kind.open or kind.io):
+        if not (kind.open or kind.io) and recording is state.active:
             kind.ready = recording
         call = base
         if outer is not None or kind.open:
@@ -211,12 +212,12 @@ def end(
     nanoseconds = _ticks() - call.start
     recording, kind = call.recording, call.kind
     try:
-        if recording is state.active:  # else a forked child: page and call are the parent's
+        if not recording.is_over:  # else a forked child: page and call are the parent's
             call.operation[0] = 0
         if call.token is not None:
             detach(call.token)
             open_calls.pop(call.span.get_span_context().span_id, None)  # type: ignore[union-attr]
-        if recording is not state.active:
+        if recording.is_over:
             return  # a forked child: the call is the parent's
         if error is None and nanoseconds < recording.threshold and not (kind.io or call.children):
             _new_tally(recording, kind.name)(nanoseconds, rows_in, rows_out)
@@ -278,7 +279,7 @@ class Later(Struct):
         """They are there: as for `end`. Once, from any thread; the process may be a forked child,
         in which nothing happens."""
         recording, stage = self.recording, self.stage
-        if recording is not state.active:
+        if recording.is_over:
             return
         try:
             if reads is not None or writes is not None or bytes_in or bytes_out:
@@ -330,7 +331,7 @@ def end_later(
             detach(call.token)
         if span is not None:
             open_calls.pop(span.get_span_context().span_id, None)
-        if recording is not state.active or span is None:
+        if recording.is_over or span is None:
             return None  # a forked child: page and call are the parent's
         call.operation[0] = 0
         stage = current_stage()
@@ -383,7 +384,7 @@ def forget(call: Call) -> None:
 
 def touch(dataset: Dataset) -> None:
     """A dataset was read or written by the current stage."""
-    recording = state.active
+    recording = state.here()
     if recording is None:
         return
     try:

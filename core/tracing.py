@@ -49,12 +49,14 @@ on_activity: list[Callable[[], None]] = []
 
 def current_run() -> Run | None:
     """The run of this process, if one is recorded."""
-    return state.active.run if state.active else None
+    recording = state.here()
+    return recording.run if recording else None
 
 
 def declared_pipeline() -> Pipeline | None:
     """What is declared of this run's pipeline."""
-    return state.active.run.pipeline if state.active else None
+    run = current_run()
+    return run.pipeline if run else None
 
 
 # --- stages -----------------------------------------------------------------------------------
@@ -176,14 +178,14 @@ class OpenStage:
         bytes_out: int = 0,
     ) -> None:
         """What `records` does, and more, for callers that are guarded themselves."""
-        recording = state.active
+        recording = state.here()
         if recording is None:
             return
-        if recording is not self.recording or self._is_over:
+        if self.recording.is_over or self._is_over:
             tally = recording.folded_stage(self.name)
             tally.add_counts(in_, out, rejected, retries, bytes_in, bytes_out)
             return
-        with recording.lock:
+        with self.recording.lock:
             self._counts.add(in_, out, rejected, retries, bytes_in, bytes_out)
             self._show()
 
@@ -215,7 +217,7 @@ class OpenStage:
         """End the stage; the rows count only for a side that nothing else has counted."""
         try:
             self.suspend()
-            if self.recording is not state.active:
+            if self.recording.is_over:
                 self._is_over = True
                 return
             left = self._leave(error, frame_rows_in, frame_rows_out)
@@ -244,7 +246,7 @@ class OpenStage:
         with self.recording.lock:
             self._awaited -= 1
             left = self._left if not self._awaited else None
-        if left is not None and self.recording is state.active:
+        if left is not None and not self.recording.is_over:
             self._end(left)
 
     def _leave(
@@ -375,7 +377,7 @@ class StageElsewhere(OpenStage):
 
 def enter(name: str, attributes: Mapping[str, AttributeValue] | None = None) -> OpenStage:
     """Open the stage *name* and make it current in this context."""
-    recording = state.active
+    recording = state.here()
     if recording is None:
         return NO_STAGE
     try:
@@ -421,7 +423,7 @@ def _add(
     bytes_in: int = 0,
     bytes_out: int = 0,
 ) -> None:
-    recording = state.active
+    recording = state.here()
     if recording is None:
         return
     try:

@@ -68,9 +68,12 @@ def new_journal(room: Path, settings: Settings) -> JournalWriter:
 
 def record(opened: Opened, tracer: Tracer) -> None:
     """Record spans, stages and operations into the journal from now on."""
-    if opened.spans is not None:
-        opened.spans.attach(opened.journal)
-    recording.start(opened.journal, opened.run, tracer, opened.settings.span_threshold)
+    journal, threshold = opened.journal, opened.settings.span_threshold
+    if opened.spans is None:
+        recording.start(journal, opened.run, tracer, threshold)
+        return
+    opened.spans.attach(journal)
+    recording.start(journal, opened.run, tracer, threshold, opened.spans.begin)
 
 
 def process_started(opened: Opened) -> ProcessStarted:

@@ -16,7 +16,7 @@ from opentelemetry.util.types import AttributeValue
 from stagewatch import clock, records, semconv
 from stagewatch import recording as state
 from stagewatch.failures import error_type, fail_span, verdict
-from stagewatch.model import Dataset, Outcome
+from stagewatch.model import Dataset
 from stagewatch.recording import Add, Recording
 from stagewatch.records import NAME_MASK
 from stagewatch.safety import report
@@ -251,18 +251,43 @@ def end(
         report(fault)
 
 
+def announce(call: Call) -> None:
+    """The beginning of a call whose kind is ``open`` goes into the journal now, as it does when
+    its span gets a child here: for one whose children others report, perhaps after its process is
+    dead, which is closed with its id then. Never raises; again is harmless."""
+    recording, span = call.recording, call.span
+    if span is not None and not recording.is_over:
+        recording.begin(span)
+
+
 class Later(Struct):
     """An operation that is over, but whose figures are still coming; see `end_later`."""
 
     recording: Recording
     span: Span
-    kind: OperationKind
     stage: OpenStage | None
     """That it belongs to, which waits for it."""
     end: int
     """Nanoseconds since the epoch."""
-    nanoseconds: int
-    error_type: str | None
+    ended: records.OperationEnded
+    """Without its rows."""
+    children: bool
+    """Something began in it that needs its span."""
+
+    def fold(self) -> None:
+        """Nothing came of a call whose kind is not ``io``: it is counted like any cheap one."""
+        if self.children or self.ended.error_type is not None:
+            self.complete()
+            return
+        recording, stage, ended = self.recording, self.stage, self.ended
+        try:
+            if not recording.is_over:
+                recording.new_tally(ended.stage, ended.name)(ended.nanoseconds, 0, 0)
+        except Exception as fault:
+            report(fault)
+        finally:
+            if stage is not None:
+                stage.let_go()
 
     def complete(
         self,
@@ -276,9 +301,10 @@ class Later(Struct):
         datasets: Sequence[Dataset] = (),
         attributes: Mapping[str, AttributeValue] | None = None,
     ) -> None:
-        """They are there: as for `end`. Once, from any thread; the process may be a forked child,
-        in which nothing happens."""
-        recording, stage = self.recording, self.stage
+        """They are there: as for `end`. Once, from any thread; where it is not called the
+        operation is closed without them when its process is dead. In a forked child nothing
+        happens."""
+        recording, stage, ended = self.recording, self.stage, self.ended
         if recording.is_over:
             return
         try:
@@ -288,26 +314,14 @@ class Later(Struct):
             known: dict[str, AttributeValue] = {
                 semconv.ROWS_IN: rows_in,
                 semconv.ROWS_OUT: rows_out,
-                **(attributes or {}),
             }
             for dataset in datasets[:1]:
                 known.update(dataset_attributes(dataset))
-            self.span.set_attributes(known)
+            self.span.set_attributes({**known, **(attributes or {})})
             self.span.end(self.end)
-            name = stage.name if stage is not None else ""
-            recording.sink.append(
-                records.OperationEnded(
-                    recording.run.run_id,
-                    name,
-                    self.kind.name,
-                    self.nanoseconds,
-                    rows_in,
-                    rows_out,
-                    self.error_type,
-                )
-            )
+            recording.sink.append(structs.replace(ended, rows_in=rows_in, rows_out=rows_out))
             for dataset in datasets:
-                touch(structs.replace(dataset, stage=dataset.stage or name))
+                _touch(recording, dataset, dataset.stage or ended.stage, self.end)
         except Exception as fault:
             report(fault)
         finally:
@@ -324,7 +338,7 @@ def end_later(
     *cause*: the ``error.type``, where *error* is not it (what an engine wraps around it).
     """
     call.base.open = call.outer
-    now = _ticks()
+    ticks = _ticks()
     recording, span = call.recording, call.span
     try:
         if call.token is not None:
@@ -334,19 +348,25 @@ def end_later(
         if recording.is_over or span is None:
             return None  # a forked child: page and call are the parent's
         call.operation[0] = 0
+        end = _clock() - (_ticks() - ticks)
         stage = current_stage()
         failed_as = None
         if error is not None:
             failed_as = cause or error_type(error)
             fail_span(span, error, recorded=recording.doing().has_recorded(error, span))
             span.set_attribute(semconv.ERROR_TYPE, failed_as)
-        end = _clock() - (_ticks() - now)
-        if stage is not None:
-            stage.hold()
-        outcome = Outcome.SUCCESS if error is None else verdict(error)[0]
         span_id = span.get_span_context().span_id.to_bytes(8, "big")
-        recording.sink.append(records.SpanLeft(span_id, end, outcome.value, failed_as))
-        return Later(recording, span, call.kind, stage, end, now - call.start, failed_as)
+        name = stage.name if stage is not None else ""
+        outcome = verdict(error)[0].value
+        ended = records.OperationEnded(
+            recording.run.run_id, name, call.kind.name, ticks - call.start, 0, 0, failed_as, span_id
+        )
+        if call.kind.io:  # else it may fold, and then there was no span
+            recording.begin(span)
+            recording.sink.append(records.SpanLeft(span_id, end, outcome, failed_as, ended))
+        if stage is not None:
+            stage.hold()  # last: who holds it has to let it go
+        return Later(recording, span, stage, end, ended, call.children)
     except Exception as fault:
         report(fault)
         return None
@@ -388,22 +408,26 @@ def touch(dataset: Dataset) -> None:
     if recording is None:
         return
     try:
-        recording.sink.append(
-            records.DatasetTouched(
-                recording.run.run_id,
-                dataset.stage or _stage_name(),
-                dataset.direction,
-                dataset.uri,
-                dataset.rows,
-                dataset.bytes,
-                dataset.fingerprint,
-                dataset.newest_event,
-                dataset.declared,
-                _clock(),
-            )
-        )
+        _touch(recording, dataset, dataset.stage or _stage_name(), _clock())
     except Exception as error:
         report(error)
+
+
+def _touch(recording: Recording, dataset: Dataset, stage: str, at: int) -> None:
+    recording.sink.append(
+        records.DatasetTouched(
+            recording.run.run_id,
+            stage,
+            dataset.direction,
+            dataset.uri,
+            dataset.rows,
+            dataset.bytes,
+            dataset.fingerprint,
+            dataset.newest_event,
+            dataset.declared,
+            at,
+        )
+    )
 
 
 def child_started(parent: SpanContext | None) -> None:

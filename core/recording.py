@@ -280,8 +280,12 @@ thread = _Thread()
 class Recording:
     """All that one process counts for its run."""
 
-    def __init__(self, sink: Sink, run: Run, tracer: Tracer, threshold: int) -> None:
+    def __init__(
+        self, sink: Sink, run: Run, tracer: Tracer, threshold: int, begin: Callable[[Span], None]
+    ) -> None:
         self.sink = sink
+        self.begin = begin
+        """Puts the beginning of an open span into the journal, once."""
         self.lock = sink.lock
         self.run = run
         self.tracer = tracer
@@ -357,11 +361,20 @@ def here() -> Recording | None:
     return thread.elsewhere or active
 
 
-def start(sink: Sink, run: Run, tracer: Tracer, threshold_seconds: float) -> None:
-    """Record from now on; calls shorter than *threshold_seconds* fold."""
+def start(
+    sink: Sink,
+    run: Run,
+    tracer: Tracer,
+    threshold_seconds: float,
+    begin: Callable[[Span], None] = lambda span: None,
+) -> None:
+    """Record from now on; calls shorter than *threshold_seconds* fold.
+
+    *begin* puts the beginning of an open span into the journal, once; it never raises.
+    """
     global active
     stop()
-    active = Recording(sink, run, tracer, int(threshold_seconds * 1e9))
+    active = Recording(sink, run, tracer, int(threshold_seconds * 1e9), begin)
 
 
 def stop() -> None:

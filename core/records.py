@@ -198,6 +198,8 @@ class SpanLeft(Struct, array_like=True, tag="G", frozen=True, gc=False):
     end: int
     outcome: str
     error_type: str | None
+    ended: OperationEnded | StageEnded | None = None
+    """What is counted then: without those figures. Its own record takes this one's place."""
 
 
 class SpanHead(Struct, array_like=True, tag="S", gc=False):
@@ -270,6 +272,8 @@ class OperationEnded(Struct, array_like=True, tag="W", frozen=True, gc=False):
     rows_in: int
     rows_out: int
     error_type: str | None = None
+    span_id: bytes = b""
+    """Of one that was `SpanLeft`."""
 
 
 class DatasetTouched(Struct, array_like=True, tag="D", frozen=True, gc=False):

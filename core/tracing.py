@@ -23,6 +23,7 @@ from stagewatch import recording as state
 from stagewatch.failures import fail_span, verdict
 from stagewatch.model import Outcome, Pipeline
 from stagewatch.recording import Counts, Recording, Run, thread
+from stagewatch.records import StageEnded
 from stagewatch.safety import report
 
 FULL_SPANS = 100
@@ -39,7 +40,7 @@ _get_current = otel_context.get_current
 _clock = clock.now
 _ticks = time.monotonic_ns
 
-before_stage_ends: list[Callable[[records.StageEnded], Mapping[str, AttributeValue]]] = []
+before_stage_ends: list[Callable[[StageEnded], Mapping[str, AttributeValue]]] = []
 """What each returns is set on the stage's span: an ended span takes nothing any more."""
 after_stage_ended: list[Callable[[], None]] = []
 """Called when a stage is over: a moment at which a job does not mind a millisecond."""
@@ -181,13 +182,15 @@ class OpenStage:
         recording = state.here()
         if recording is None:
             return
-        if self.recording.is_over or self._is_over:
-            tally = recording.folded_stage(self.name)
-            tally.add_counts(in_, out, rejected, retries, bytes_in, bytes_out)
-            return
-        with self.recording.lock:
-            self._counts.add(in_, out, rejected, retries, bytes_in, bytes_out)
-            self._show()
+        if not self.recording.is_over:
+            recording = self.recording
+            with recording.lock:
+                if not self._is_over:
+                    self._counts.add(in_, out, rejected, retries, bytes_in, bytes_out)
+                    self._show()
+                    return
+        tally = recording.folded_stage(self.name)
+        tally.add_counts(in_, out, rejected, retries, bytes_in, bytes_out)
 
     def suspend(self) -> None:
         """No longer current: the generator that is this stage has yielded."""
@@ -220,16 +223,24 @@ class OpenStage:
             if self.recording.is_over:
                 self._is_over = True
                 return
-            left = self._leave(error, frame_rows_in, frame_rows_out)
-            with self.recording.lock:
-                awaits = self._awaited > 0
-                if awaits:
-                    self._left = left
-                    self._say_left(left)
-            if not awaits:
+            usage = resource.getrusage(resource.RUSAGE_SELF)
+            outcome, error_type = verdict(error)
+            left = _Left(
+                _clock(),
+                outcome,
+                error_type,
+                max(0.0, _cpu_seconds(usage) - self._cpu),
+                usage.ru_maxrss * 1024,
+                frame_rows_in,
+                frame_rows_out,
+            )
+            span = self._span
+            if span is not None and outcome is not Outcome.SUCCESS and error is not None:
+                fail_span(span, error, recorded=thread.doing.has_recorded(error, span))
+            if not self._waits(left):
                 self._end(left)
             self._hide()
-            if self._span is not None:
+            if span is not None:
                 for after in after_stage_ended:
                     after()
         except Exception as fault:
@@ -238,49 +249,44 @@ class OpenStage:
     def hold(self) -> None:
         """Figures of an operation in it are still coming, perhaps when it is over: its own end is
         told when they are there. Once per `let_go`, which any thread may call."""
-        with self.recording.lock:
-            self._awaited += 1
+        if not self.recording.is_over:  # else one of before a fork, whose lock nobody may hold
+            with self.recording.lock:
+                self._awaited += 1
 
     def let_go(self) -> None:
-        """They are there."""
+        """They are there. Never raises."""
+        if self.recording.is_over:
+            return
+        try:
+            with self.recording.lock:
+                self._awaited -= 1
+                left = self._left if not self._awaited else None
+                if left is not None:
+                    self._left = None
+            if left is not None:
+                self._end(left)
+        except Exception as fault:
+            report(fault)
+
+    def _waits(self, left: _Left) -> bool:
+        # A folded one need not: what comes later is added to the same tally.
+        if self._span is None:
+            return False
         with self.recording.lock:
-            self._awaited -= 1
-            left = self._left if not self._awaited else None
-        if left is not None and not self.recording.is_over:
-            self._end(left)
-
-    def _leave(
-        self, error: BaseException | None, frame_rows_in: int | None, frame_rows_out: int | None
-    ) -> _Left:
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        outcome, error_type = verdict(error)
-        left = _Left(
-            _clock(),
-            outcome,
-            error_type,
-            max(0.0, _cpu_seconds(usage) - self._cpu),
-            usage.ru_maxrss * 1024,
-            frame_rows_in,
-            frame_rows_out,
-        )
-        span = self._span
-        if span is not None and outcome is not Outcome.SUCCESS and error is not None:
-            fail_span(span, error, recorded=thread.doing.has_recorded(error, span))
-        return left
-
-    def _say_left(self, left: _Left) -> None:
-        if self._span is not None:
-            span_id = self._span.get_span_context().span_id.to_bytes(8, "big")
+            if not self._awaited:
+                return False
+            self._left = left
+            ended = self._ended(left)
             self.recording.sink.append(
-                records.SpanLeft(span_id, left.end, left.outcome.value, left.error_type)
+                records.SpanLeft(ended.span_id, ended.end, ended.outcome, ended.error_type, ended)
             )
+            return True
 
-    def _end(self, left: _Left) -> None:
-        recording, counts, span = self.recording, self._counts, self._span
-        self._is_over = True
+    def _ended(self, left: _Left) -> StageEnded:
+        counts, span = self._counts, self._span
         frame_rows_in, frame_rows_out = left.frame_rows_in, left.frame_rows_out
-        ended = records.StageEnded(
-            recording.run.run_id,
+        return StageEnded(
+            self.recording.run.run_id,
             span.get_span_context().span_id.to_bytes(8, "big") if span else b"",
             self.name,
             self._start,
@@ -299,6 +305,12 @@ class OpenStage:
             counts.bytes_in,
             counts.bytes_out,
         )
+
+    def _end(self, left: _Left) -> None:
+        recording, span = self.recording, self._span
+        with recording.lock:
+            self._is_over = True
+            ended = self._ended(left)
         if span is None:
             recording.folded_stage(self.name).add(ended)
             return

@@ -68,6 +68,10 @@ class Instrumentor(BaseInstrumentor):  # type: ignore[misc]
     """Requirements, such as ``pandas >= 2.2``; looked at when the library is imported."""
     _session: _Session | None = None
 
+    def seen_as(self, original: Function) -> str:
+        """File of the code of what stands in for *original*."""
+        return UNSEEN
+
     def patches(self) -> tuple[Patch, ...]:
         """The table; asked for just before the library is imported."""
         raise NotImplementedError
@@ -162,7 +166,9 @@ class _Session:
     def _wrap(self, patch: Patch, original: Function) -> Function:
         wrapper = functools.wraps(original)(patch.wrap(original))
         if isinstance(wrapper, FunctionType):
-            wrapper.__code__ = wrapper.__code__.replace(co_filename=UNSEEN)
+            wrapper.__code__ = wrapper.__code__.replace(
+                co_name=original.__name__, co_filename=self.instrumentor.seen_as(original)
+            )
         return wrapper
 
     def _rebind(self, name: str, old: Any, new: Any, prefix: str) -> None:

@@ -23,8 +23,9 @@ IDLE = "0.5"
 class Jobs:
     """Runs scripts in a directory, and reads what became of them."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, patience: float = 60) -> None:
         self.directory = directory
+        self.patience = patience
         self.state = directory / "state"
         self.environment = {
             **{
@@ -62,7 +63,7 @@ class Jobs:
     ) -> subprocess.CompletedProcess[str]:
         """Run a script to its end."""
         process = self.start("python", self.script(source, name), **environment)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=self.patience)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def runs(self, ended: int = 1, timeout: float = 20) -> list[Run]:

@@ -67,6 +67,7 @@ class Recorded:
         self.journal = JournalWriter(directory, new_key(), max_bytes=1 << 28)
         self.writer = SpanWriter(messages=False)
         self.writer.attach(self.journal)
+        self.writer._since = START  # by the same clock as its spans
         self.provider = TracerProvider(
             resource=Resource({"service.name": "test"}),
             id_generator=CountedIds(),
@@ -78,7 +79,7 @@ class Recorded:
         span = tracer.start_span("run", start_time=START)
         context = trace.set_span_in_context(span, otel_context.Context())
         self.run = recording.Run("r" * 32, pipeline, context, span.get_span_context())
-        recording.start(self.journal, self.run, tracer, 0.01)
+        recording.start(self.journal, self.run, tracer, 0.01, self.writer.begin)
         tracing.before_stage_ends[:] = [throughput.attributes, errors.attributes]
         self.token = otel_context.attach(context)
 

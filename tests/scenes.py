@@ -119,6 +119,12 @@ class Job:
 
     def stage_ended(self, started: records.StageStarted, seconds: float, **changes: Any) -> None:
         """It ends, and so does its span."""
+        self.put(*self.stage_end(started, seconds, **changes))
+
+    def stage_end(
+        self, started: records.StageStarted, seconds: float, **changes: Any
+    ) -> tuple[records.SpanEnded, records.StageEnded]:
+        """Its span and its end; not put yet."""
         end = started.start + round(seconds * SECOND)
         fields: dict[str, Any] = {
             "run_id": self.run,
@@ -136,18 +142,15 @@ class Job:
             "memory_peak": 0,
             "active_seconds": seconds,
         }
-        ended = records.StageEnded(**{**fields, **changes})
-        self.put(
-            self.span_ended(
-                started.name,
-                seconds,
-                span_id=started.span_id,
-                start=started.start,
-                end=end,
-                attributes={semconv.STAGE_NAME: started.name},
-            ),
-            ended,
+        span = self.span_ended(
+            started.name,
+            seconds,
+            span_id=started.span_id,
+            start=started.start,
+            end=end,
+            attributes={semconv.STAGE_NAME: started.name},
         )
+        return span, records.StageEnded(**{**fields, **changes})
 
     def span_ended(self, name: str, seconds: float = 0.01, **changes: Any) -> records.SpanEnded:
         """A span under the run's, of the scope `stagewatch`; not put yet."""
@@ -170,6 +173,28 @@ class Job:
         """A detail; not put yet."""
         attributes = {semconv.SPAN_ROLE: semconv.ROLE_DETAIL}
         return self.span_ended(name, seconds, attributes=attributes, **changes)
+
+    def operation_left(
+        self, name: str, seconds: float, error_type: str | None = None, stage: str = ""
+    ) -> records.OperationEnded:
+        """A call that began with the run and is over, so many seconds into it; its figures are
+        still to come. Returns what is to be counted of it."""
+        span_id = self.new_id()
+        nanoseconds = round(seconds * SECOND)
+        attributes = {semconv.OPERATION: name, semconv.SPAN_ROLE: semconv.ROLE_DETAIL}
+        ended = records.OperationEnded(
+            self.run, stage, name, nanoseconds, 0, 0, error_type, span_id
+        )
+        outcome = "success" if error_type is None else "failure"
+        self.put(
+            records.SpanStarted(name, self.trace, span_id, self.span, self.start, 0, 0, attributes),
+            records.SpanLeft(span_id, self.start + nanoseconds, outcome, error_type, ended),
+        )
+        return ended
+
+    def stage_left(self, ended: records.StageEnded) -> None:
+        """A stage is over as *ended* says, but figures of it are still to come."""
+        self.put(records.SpanLeft(ended.span_id, ended.end, ended.outcome, ended.error_type, ended))
 
     def exits(self, seconds: float = 10.0, **changes: Any) -> None:
         """The interpreter ends, so many seconds into the run."""

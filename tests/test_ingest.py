@@ -9,9 +9,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
+from msgspec import structs
 
 from stagewatch.database import connect
 from stagewatch.exporters.page import Words
@@ -20,7 +20,14 @@ from stagewatch.exporters.recorder.watching.follow import Part
 from stagewatch.exporters.recorder.watching.outcome import Death
 from stagewatch.history import SpanRow, open_history
 from stagewatch.model import Outcome, Pipeline, Role, Schedule, Sla
-from stagewatch.records import MetricsCollected, OperationEnded, RunExiting, ScopeDefined, decode
+from stagewatch.records import (
+    MetricsCollected,
+    OperationEnded,
+    RunExiting,
+    ScopeDefined,
+    SpanLeft,
+    decode,
+)
 from tests import scenes
 from tests.jobs import wait_for
 from tests.scenes import FAILED, OK, SECOND, START, Job, environment
@@ -142,12 +149,8 @@ def test_a_death_between_a_stages_span_and_its_end(
     job = Job(intake, tmp_path)
     job.open()
     load = job.stage("load")
-    whole = Job(intake, tmp_path)
-    taken: list[Any] = []
-    whole.put = lambda *made: taken.extend(made)  # type: ignore[method-assign]
-    whole.run, whole.trace = job.run, job.trace
-    whole.stage_ended(load, 3.0, records_out=7)
-    job.put(taken[0 if first == "span" else 1])
+    span, ended = job.stage_end(load, 3.0, records_out=7)
+    job.put(span if first == "span" else ended)
     job.dies(KILLED, at=5.0)
     found = spans(tmp_path, job)["load"]
     assert found.end == START + 3 * SECOND
@@ -155,6 +158,99 @@ def test_a_death_between_a_stages_span_and_its_end(
         (stage,) = history.stages(job.run)
     expected = (1, 5.0, None) if first == "span" else (1, 3.0, 7)
     assert (stage.calls, stage.seconds, stage.records_out) == expected
+
+
+def test_what_a_process_left_before_it_died(tmp_path: Path, intake: Intake) -> None:
+    """Calls and stages whose figures never came end as and when they ended, not as it did; what
+    was counted by then counts, by another recorder too."""
+    job = Job(intake, tmp_path)
+    job.open()
+    cell = job.page().cell("stage")
+    assert cell is not None
+    load, bare = job.stage("load", 1.0, cell=cell.offset), job.stage("bare", 1.0)
+    cell.store(int.from_bytes(load.span_id, "big"), 50, 40, 10, 1, 700, 80, 1)
+    job.operation_left("pyspark.collect", 2.0, stage="load")
+    job.operation_left("pyspark.count", 3.0, "ValueError")
+    for stage in (load, bare):
+        _, ended = job.stage_end(
+            stage, 4.0, outcome="failure", error_type="KeyError", records_in=3, records_out=4,
+            by_frames=3, cpu_seconds=0.5, memory_peak=9, active_seconds=2.0,
+        )  # fmt: skip
+        job.stage_left(ended)
+    job.intake = Intake(tmp_path, environment("http://127.0.0.1:1"), sends=False)
+    job.dies(KILLED, at=11.0)
+    job.intake.stop(0.0)
+    found = spans(tmp_path, job)
+    assert {name: (span.end - START) / SECOND for name, span in found.items()} == {
+        "pyspark.collect": 2.0, "pyspark.count": 3.0, "load": 5.0, "bare": 5.0, "flights": 11.0,
+    }  # fmt: skip
+    assert {name: span.attributes.get("error.type") for name, span in found.items()} == {
+        "pyspark.collect": None, "pyspark.count": "ValueError", "load": "KeyError",
+        "bare": "KeyError", "flights": "killed",
+    }  # fmt: skip
+    assert [found[name].failed for name in ("pyspark.collect", "pyspark.count")] == [False, True]
+    assert found["pyspark.collect"].role is Role.DETAIL
+    with open_history(tmp_path, readonly=True) as history:
+        stages = {stage.name: stage for stage in history.stages(job.run)}
+        operations = {one.name: one for one in history.operations(job.run)}
+        run = history.run(job.run)
+    sides = {name: (one.records_in, one.records_out) for name, one in stages.items()}
+    assert sides == {"load": (50, 4), "bare": (3, 4)}
+    assert (stages["load"].records_rejected, stages["load"].bytes_out) == (10, 80)
+    assert (stages["load"].cpu_seconds, stages["load"].memory_peak) == (0.5, 9)
+    assert (run.records_in, run.records_out) == (50, None)  # frames are not the run's
+    assert {name: (one.calls, one.stage, one.errors) for name, one in operations.items()} == {
+        "pyspark.collect": (1, "load", {}), "pyspark.count": (1, "", {"ValueError": 1}),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("last", ["nothing", "span", "end"])
+def test_a_call_whose_figures_came_is_counted_once(
+    tmp_path: Path, intake: Intake, last: str
+) -> None:
+    """Whatever was the last to be written of it: its end, its span, or what is counted of it."""
+    job = Job(intake, tmp_path)
+    job.open()
+    left = job.operation_left("pyspark.collect", 2.0)
+    if last != "nothing":
+        job.put(job.detail("pyspark.collect", 2.0, span_id=left.span_id))
+    if last == "end":
+        job.put(structs.replace(left, rows_out=7))
+        assert intake._journal(job.key).left == {}
+    job.dies(KILLED, at=11.0)
+    with open_history(tmp_path, readonly=True) as history:
+        (operation,) = history.operations(job.run)
+        named = [span.end for span in history.spans(job.run) if span.name == operation.name]
+    assert (operation.calls, operation.rows_out) == (1, 7 if last == "end" else 0)
+    assert named == [START + 2 * SECOND]
+
+
+def test_a_stage_whose_figures_came_is_counted_once(tmp_path: Path, intake: Intake) -> None:
+    """It is forgotten that it was left."""
+    job = Job(intake, tmp_path)
+    job.open()
+    load = job.stage("load")
+    span, ended = job.stage_end(load, 4.0, records_in=3)
+    job.stage_left(ended)
+    job.put(span, structs.replace(ended, records_in=5))
+    assert intake._journal(job.key).left == intake._journal(job.key).stages == {}
+    job.dies(KILLED, at=11.0)
+    with open_history(tmp_path, readonly=True) as history:
+        (stage,) = history.stages(job.run)
+    assert (stage.calls, stage.failed, stage.records_in) == (1, 0, 5)
+
+
+def test_a_call_left_without_a_beginning_is_counted(tmp_path: Path, intake: Intake) -> None:
+    """Of one that is not sampled there is no span to close."""
+    job = Job(intake, tmp_path)
+    job.open()
+    ended = OperationEnded(job.run, "", "pyspark.collect", SECOND, 0, 0, None, b"n" * 8)
+    job.put(SpanLeft(b"n" * 8, START + SECOND, "success", None, ended))
+    job.exits(5.0)
+    job.dies()
+    assert list(spans(tmp_path, job)) == ["flights"]
+    with open_history(tmp_path, readonly=True) as history:
+        assert [operation.calls for operation in history.operations(job.run)] == [1]
 
 
 def test_taking_and_closing_again_is_harmless(tmp_path: Path, intake: Intake) -> None:

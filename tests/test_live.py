@@ -369,6 +369,32 @@ def test_both_dead(tmp_path: Path, intake: Intake, looks: Looks) -> None:
     assert stages["work"].memory_peak == 60
 
 
+def test_a_stage_that_waits_for_figures_is_over(
+    tmp_path: Path, intake: Intake, looks: Looks
+) -> None:
+    """It is neither shown open nor late; its records are still seen to grow."""
+    job = Job(intake, tmp_path)
+    stages = {"load": DeclaredStage(max_duration=20.0)}
+    job.open(declared=Pipeline(name="flights", stages=stages))
+    cell = job.page().cell("stage")
+    assert cell is not None
+    load = job.stage("load", 1.0, cell=cell.offset)
+    cell.store(int.from_bytes(load.span_id, "big"), 50, 0, 0, 0, 0, 0, 1)
+    looks.at(10, job)
+    assert [stage.name for stage in live(tmp_path, job).stages] == ["load"]
+    job.stage_left(job.stage_end(load, 10.0)[1])
+    cell.store(int.from_bytes(load.span_id, "big"), 70, 0, 0, 0, 0, 0, 1)
+    looks.at(60, job)
+    assert live(tmp_path, job).stages == ()
+    assert run_of(tmp_path, job).records_in == 70
+    job.dies(9, at=61.0)
+    with open_history(tmp_path, readonly=True) as history:
+        assert history.notices(job.run) == []
+        (stage,) = history.stages(job.run)
+    assert (stage.seconds, stage.records_in) == (10.0, 70)
+    assert run_of(tmp_path, job).last_stage is None
+
+
 def test_child_spans_of_the_dead(tmp_path: Path, intake: Intake) -> None:
     """A span of any of its processes ends within the run."""
     job = Job(intake, tmp_path)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from stagewatch import semconv
 from stagewatch.database import PENDING
@@ -15,7 +16,7 @@ from stagewatch.exporters.recorder.judging import notices
 from stagewatch.exporters.recorder.watching.vitals import Vitals
 from stagewatch.history import open_history
 from stagewatch.model import DeclaredStage, Escalation, Notice, Outcome, Pipeline, Role, Sla
-from stagewatch.records import LogEmitted, NameDefined, SpanEnded, decode
+from stagewatch.records import LogEmitted, MetricsCollected, NameDefined, Noted, SpanEnded, decode
 from tests import scenes
 from tests.scenes import FAILED, OK, SECOND, START, UPTIME, Job, Looks, environment
 
@@ -471,6 +472,98 @@ def test_where_a_run_died(
     assert (
         attributes.get("pipeline.run.stage"), attributes.get("pipeline.run.operation"),
     ) == place  # fmt: skip
+
+
+def noted(job: Job, key: str = "skew", at: float = 3.0) -> Noted:
+    """A piece of advice."""
+    attributes = {semconv.ADVICE_KIND: key, semconv.ADVICE_EVIDENCE: "10 of 20 s", "gone": None}
+    moment = START + round(at * SECOND)
+    return Noted(job.run, semconv.ADVICE, key, "flights: salt the key", attributes, moment)
+
+
+def test_what_the_job_notes_itself(tmp_path: Path, intake: Intake, looks: Looks) -> None:
+    """Said as what the recorder says: once, a row, a short span, a log record, an event."""
+    job = Job(intake, tmp_path)
+    job.open(trace_state="x=y")
+    job.put(noted(job), noted(job, at=4.0))
+    job.put(noted(job), noted(job, "spill", 5.0))
+    known = {semconv.ADVICE_KIND: "skew", semconv.ADVICE_EVIDENCE: "10 of 20 s"}
+    first, second = said(tmp_path, job)
+    assert (first.name, first.at, first.attributes) == ("advice", START + 3 * SECOND, known)
+    assert second.attributes[semconv.ADVICE_KIND] == "spill"
+    short, _ = sent(intake, job)
+    assert (short.name, short.start, short.end) == ("advice", START + 3 * SECOND, short.start)
+    assert (short.trace_id, short.parent_span_id, short.trace_state) == (job.trace, job.span, "x=y")
+    identity = {"pipeline.name": "flights", "pipeline.run.id": job.run}
+    assert short.attributes == {**identity, **known}
+    log, _ = logs(intake)
+    assert (log.severity, log.body, log.event_name, log.attributes) == (
+        notices.INFO, "flights: salt the key", "pipeline.advice", short.attributes,
+    )  # fmt: skip
+    looks.at(6, job)
+    assert len(said(tmp_path, job)) == 2
+    job.exits(100.0)
+    job.dies()
+    (run,) = (span for span in sent(intake, job) if span.span_id == job.span)
+    assert [(name, at) for name, at, _ in run.events or ()] == [
+        ("pipeline.advice", START + 3 * SECOND), ("pipeline.advice", START + 5 * SECOND),
+    ]  # fmt: skip
+
+
+def test_a_run_that_ends_at_once_has_what_it_noted(tmp_path: Path, intake: Intake) -> None:
+    """Nobody has looked at it, and all of its journal comes at once."""
+    job = Job(intake, tmp_path)
+    opened = job.open()
+    over = Job(intake, tmp_path)
+    over.put(structs.replace(opened, run_id=over.run, span_id=over.span), noted(over))
+    over.exits(4.0)
+    over.dies()
+    (run,) = (span for span in sent(intake, over) if span.span_id == over.span)
+    assert [name for name, _, _ in run.events or ()] == ["pipeline.advice"]
+
+
+def test_what_the_job_notes_is_no_sign_of_a_watcher(tmp_path: Path, intake: Intake) -> None:
+    """Nobody had watched before: there is no gap."""
+    job = Job(intake, tmp_path)
+    job.open()
+    job.put(noted(job))
+    job.exits(500.0)
+    job.dies()
+    assert names(tmp_path, job) == ["advice"]
+
+
+def test_what_a_joined_process_notes(tmp_path: Path, intake: Intake) -> None:
+    """It is said of the run it joined; of one that nobody here has open it is written down."""
+    job = Job(intake, tmp_path)
+    child, late = (Job(intake, tmp_path, opens=False, run=job.run) for _ in range(2))
+    child.put(noted(job, "early", 1.0))
+    assert sent(intake, job) == []
+    job.open()
+    child.put(noted(job, "skew"))
+    assert [span.parent_span_id for span in sent(intake, job)] == [job.span]
+    job.exits(10.0)
+    job.dies()
+    late.put(noted(job, "spill", 11.0))
+    assert [one.attributes[semconv.ADVICE_KIND] for one in said(tmp_path, job)] == [
+        "early", "skew", "spill",
+    ]  # fmt: skip
+    (run,) = (span for span in sent(intake, job) if span.span_id == job.span)
+    assert [attributes[semconv.ADVICE_KIND] for _, _, attributes in run.events or ()] == [
+        "early", "skew",
+    ]  # fmt: skip
+    assert len(sent(intake, job)) == 2
+
+
+def test_notes_are_taken_in_with_what_they_came_with(tmp_path: Path, intake: Intake) -> None:
+    """All of it or nothing: again is harmless."""
+    job = Job(intake, tmp_path)
+    job.open()
+    broken = MetricsCollected(0, 1, [None])  # type: ignore[list-item]
+    with pytest.raises(AttributeError):
+        job.put(noted(job), broken)
+    assert (names(tmp_path, job), logs(intake)) == ([], [])
+    job.put(noted(job))
+    assert (names(tmp_path, job), len(logs(intake))) == (["advice"], 1)
 
 
 def test_notices_leave_with_their_run(tmp_path: Path, intake: Intake, looks: Looks) -> None:

@@ -25,6 +25,7 @@ from stagewatch.records import (
     OperationEnded,
     StageEnded,
     StageFailed,
+    StageMeasured,
     TallyDefined,
     TallySpilled,
 )
@@ -161,6 +162,49 @@ def test_a_folded_stage_keeps_its_buckets(tmp_path: Path, intake: Intake) -> Non
     rows = intake._link.execute(stage + "where name = 'load'").fetchall()
     assert rows == [(3, 1, 6.0, 3.0, None, 30)]
     assert intake._link.execute("select records_in, records_out from run").fetchone() == (4, 30)
+
+
+def measured(job: Job, stage: str, **values: float) -> StageMeasured:
+    """Of Spark, by the ends of their names."""
+    return StageMeasured(job.run, stage, {f"pipeline.spark.{k}": v for k, v in values.items()})
+
+
+def test_what_an_engine_measures(tmp_path: Path, intake: Intake) -> None:
+    """Counters grow, gauges show the last value; what has no name, or no value, is passed over."""
+    job = Job(intake, tmp_path)
+    job.open()
+    skew, failures = "task.skew", "task.failures"
+    job.put(
+        measured(job, "load", tasks=8, spill=10.5, **{skew: 9.0, failures: 0, "slots.idle": 0.5}),
+        measured(job, "load", tasks=2, **{skew: 1.5, "gc.ratio": float("nan"), "slots.idle": 0.0}),
+        measured(job, "", tasks=3, unheard_of=1.0),
+        StageMeasured(job.run, "load", {"pipeline.records": 5.0}),
+    )
+    found = {key: value for key, value in series(intake).items() if "spark" in key[0]}
+    assert found == {
+        ("pipeline.spark.tasks", "load"): 10.0,
+        ("pipeline.spark.tasks",): 3.0,
+        ("pipeline.spark.spill", "load"): 10.5,
+        ("pipeline.spark.task.skew", "load"): 1.5,
+        ("pipeline.spark.slots.idle", "load"): 0.0,
+    }
+    assert not any(key[0] == "pipeline.records" for key in series(intake))
+
+
+def test_what_an_engine_measures_as_deltas(tmp_path: Path) -> None:
+    """Each growth of a counter is a point of its run; a gauge is a total all the same."""
+    name = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
+    for intake in scenes.intake(tmp_path, environment("http://127.0.0.1:1", **{name: "delta"})):
+        job = Job(intake, tmp_path)
+        job.open()
+        for tasks in (8, 2):
+            job.put(measured(job, "load", tasks=tasks, **{"task.skew": float(tasks)}))
+        points = intake._link.execute(
+            "select i.name, d.value from delta d join instrument i on i.id = d.instrument "
+            "where i.name like 'pipeline.spark.%' order by d.rowid"
+        ).fetchall()
+        assert points == [("pipeline.spark.tasks", 8.0), ("pipeline.spark.tasks", 2.0)]
+        assert series(intake)["pipeline.spark.task.skew", "load"] == 2.0
 
 
 def test_active_runs_go_up_and_down(tmp_path: Path, intake: Intake) -> None:

@@ -39,6 +39,7 @@ from stagewatch.exporters.recorder.watching.vitals import Sighting
 from stagewatch.exporters.state import destination
 from stagewatch.history import History
 from stagewatch.measures import SECOND
+from stagewatch.records import Noted
 
 CLOSED: Final = (-1, -1)
 """What `Intake.resume` answers for a journal that has nothing left to give."""
@@ -104,6 +105,9 @@ class Intake:
                 journal.segment, journal.offset = part.segment, part.offset
                 made.append((journal, batch))
             self._books.write_all(made)
+            for journal, batch in made:
+                for noted in batch.noted:
+                    self._say_noted(journal, noted)
             for part, journal in fresh:
                 save_journal(self._books, part.key, journal)
         if self._sender is not None:
@@ -285,6 +289,14 @@ class Intake:
                 notices.say(self._books, opener, run.opened, one, common, run.clock)
         return due
 
+    def _say_noted(self, journal: Journal, noted: Noted) -> None:
+        opener = self._opener(journal)
+        due = Due(noted.name, noted.key, noted.text, noted.attributes, notices.INFO)
+        if opener is not None and opener.opened is not None:
+            notices.say(self._books, opener, opener.opened, due, {}, noted.at)
+        else:  # another recorder's run, or one that is over
+            notices.write_down(self._link, journal.run, due, noted.at)
+
     def _newest(self) -> Collection[UnderWay]:
         """Whose gauges are shown: of several runs of one pipeline the one that began last."""
         found: dict[tuple[int, str], UnderWay] = {}
@@ -294,9 +306,13 @@ class Intake:
         return found.values()
 
     def _seen(self, journal: Journal) -> Witness:
-        openers = (one for one in self._journals.values() if one.run == journal.run and one.opened)
         pause = 2 * (_NOTE_SECONDS + self._settings.watch_interval)
-        return Witness(next(openers, None), self._under_way.get(journal.run), pause)
+        return Witness(self._opener(journal), self._under_way.get(journal.run), pause)
+
+    def _opener(self, journal: Journal) -> Journal | None:
+        """Of the process that opened the run of *journal*, if that is watched here and lives."""
+        openers = (one for one in self._journals.values() if one.run == journal.run and one.opened)
+        return next(openers, None)
 
     def _cpu_before_runs(self) -> dict[tuple[str, int], float]:
         """Seconds that each process had used when it began with a run, in the first of its

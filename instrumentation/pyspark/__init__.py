@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from stagewatch.instrumentation._base import Instrumentor, Patch
+import os
+from typing import Any
+
+from stagewatch.instrumentation._base import UNSEEN, Function, Instrumentor, Patch
+from stagewatch.safety import guarded
 
 
 class PysparkInstrumentor(Instrumentor):
@@ -12,6 +16,21 @@ class PysparkInstrumentor(Instrumentor):
     library = "pyspark"
     requires = ("pyspark >= 3.5",)
 
+    def seen_as(self, original: Function) -> str:
+        """A file of PySpark's: it looks for its first frame to find the user's, which the UI shows
+        as the call site."""
+        file = getattr(getattr(original, "__code__", None), "co_filename", "")
+        return os.path.join(os.path.dirname(file), UNSEEN)
+
     def patches(self) -> tuple[Patch, ...]:
         """Made only where pyspark is imported."""
-        return ()
+        from stagewatch.instrumentation.pyspark import actions
+
+        return actions.PATCHES
+
+    def _uninstrument(self, **kwargs: Any) -> None:
+        super()._uninstrument(**kwargs)
+        from stagewatch.instrumentation.pyspark import attaching
+
+        with guarded:
+            attaching.detach()

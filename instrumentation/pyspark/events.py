@@ -136,8 +136,6 @@ class Marked(Struct, tag_field="type", tag="marked", frozen=True):
     """Everything that Spark posted before this action returned has been told."""
 
     context: str
-    dropped: int = 0
-    """Events lost so far: Spark's queue was full, or nobody drained ours."""
 
 
 class ExecutorAdded(Struct, tag_field="type", tag="executor_added", frozen=True):

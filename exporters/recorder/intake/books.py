@@ -17,10 +17,12 @@ from stagewatch.exporters.recorder.intake.rows import Interned, OperationSum
 from stagewatch.exporters.recorder.intake.totals import Totals
 from stagewatch.measures import SECOND
 from stagewatch.records import (
+    Noted,
     ProcessStarted,
     RunExiting,
     RunStarted,
     SeriesDefined,
+    SpanLeft,
     SpanStarted,
     StageEnded,
     StageStarted,
@@ -71,6 +73,13 @@ class Journal(Struct):
     """Of operations, by the number that the status page shows."""
     begun: dict[bytes, SpanStarted] = field(default_factory=dict)
     """Spans with children that have not ended, but for stages and the run."""
+    left: dict[bytes, SpanLeft] = field(default_factory=dict)
+    """Operations and stages that are over, but whose figures have not come."""
+
+    def is_open(self, span_id: bytes) -> bool:
+        """Whether a stage is under way, as far as its records tell."""
+        stage = self.stages.get(span_id)
+        return stage is not None and stage.ended is None and span_id not in self.left
 
 
 class Batch:
@@ -89,6 +98,8 @@ class Batch:
         self.dropped: list[Increment] = []
         self.settled: list[TraceSettled] = []
         """Traces on whose details is decided at once."""
+        self.noted: list[Noted] = []
+        """What is to be said of the run."""
 
     def operation(self, stage: str, name: str) -> OperationSum:
         """The sum to which calls of an operation are added."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from msgspec import structs
+
 from stagewatch import semconv
 from stagewatch.exporters.recorder.intake.increments import FAILED
 from stagewatch.exporters.recorder.watching.outcome import Verdict
@@ -59,6 +61,24 @@ def end_stage(
         0,
         cell["bytes_in"] if cell else 0,
         cell["bytes_out"] if cell else 0,
+    )
+
+
+def complete_stage(left: StageEnded, cell: Mapping[str, int] | None) -> StageEnded:
+    """The end of a stage whose process died before all figures of it had come, with those that its
+    cell had by then."""
+    if cell is None:
+        return left
+    records_in, records_out = known_records(cell)
+    return structs.replace(
+        left,
+        records_in=left.records_in if records_in is None else records_in,
+        records_out=left.records_out if records_out is None else records_out,
+        records_rejected=cell["records_rejected"],
+        retries=cell["retries"],
+        bytes_in=cell["bytes_in"],
+        bytes_out=cell["bytes_out"],
+        by_frames=left.by_frames & ~cell["counted"],
     )
 
 

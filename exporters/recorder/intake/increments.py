@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from msgspec import Struct
@@ -16,6 +17,7 @@ from stagewatch.records import (
     RunStarted,
     StageEnded,
     StageFailed,
+    StageMeasured,
 )
 from stagewatch.semconv import Metric
 
@@ -53,6 +55,8 @@ def increments(record: Record) -> list[Increment]:
             who = ((semconv.OWNER, record.owner), (semconv.VERSION, record.version))
             known = tuple((name, value) for name, value in who if value)
             return [*found, Increment(semconv.INFO, known, 1)]
+        case StageMeasured():
+            return list(_measured(record))
         case DatasetTouched(declared=str(name), newest_event=int(at)):
             return [Increment(semconv.NEWEST_EVENT, ((semconv.DATASET, name),), at / SECOND)]
         case _:
@@ -169,6 +173,13 @@ def _records(stage: str, counts: Mapping[str, int | None]) -> list[Increment]:
         for side, count in counts.items()
         if count
     ]
+
+
+def _measured(record: StageMeasured) -> Iterator[Increment]:
+    for name, value in record.values.items():
+        metric = semconv.MEASURED.get(name)  # None: of a newer version's job
+        if metric is not None and math.isfinite(value) and (value or metric.kind == "gauge"):
+            yield Increment(metric, _stage(record.stage), value)
 
 
 def _error(stage: str, error_type: str | None) -> Increment:

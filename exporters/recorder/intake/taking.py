@@ -25,6 +25,7 @@ from stagewatch.records import (
     LogEmitted,
     MetricsCollected,
     NameDefined,
+    Noted,
     OperationEnded,
     ProcessStarted,
     RunExiting,
@@ -33,6 +34,7 @@ from stagewatch.records import (
     SeriesDefined,
     SpanEnded,
     SpanHead,
+    SpanLeft,
     SpanStarted,
     StageEnded,
     StageStarted,
@@ -76,6 +78,7 @@ def take(books: Books, journal: Journal, record: Taken, batch: Batch) -> None:
             )
             if record.error_type is not None:
                 batch.failures[record.stage, record.name, record.error_type] += 1
+            journal.left.pop(record.span_id, None)
         case TallySpilled():
             batch.operation(record.stage, record.name).add(
                 1,
@@ -100,10 +103,14 @@ def take(books: Books, journal: Journal, record: Taken, batch: Batch) -> None:
             if not is_run and record.span_id not in journal.stages:
                 journal.begun[record.span_id] = record
                 journal.seen = max(journal.seen, record.start)
+        case SpanLeft():
+            journal.left[record.span_id] = record
+            journal.seen = max(journal.seen, record.end)
         case StageStarted():
             journal.stages[record.span_id] = OpenStage(record)
             journal.seen = max(journal.seen, record.start)
         case StageEnded():
+            journal.left.pop(record.span_id, None)
             stage = journal.stages.get(record.span_id)
             if stage is not None:
                 stage.ended = record
@@ -128,6 +135,8 @@ def take(books: Books, journal: Journal, record: Taken, batch: Batch) -> None:
             for span_id, begun in tuple(journal.begun.items()):
                 if begun.trace_id == record.trace_id:  # it will never end
                     del journal.begun[span_id]
+        case Noted():
+            batch.noted.append(record)
         case LogEmitted():
             _take_log(books, journal, record, batch)
         case _:

@@ -34,7 +34,16 @@ from stagewatch.exporters.recorder.watching.outcome import Death, Verdict, judge
 from stagewatch.exporters.recorder.watching.vitals import Vitals
 from stagewatch.measures import SECOND
 from stagewatch.model import Live, Outcome
-from stagewatch.records import MetricsCollected, ProcessStarted, RunExiting, RunStarted, SpanEnded
+from stagewatch.records import (
+    MetricsCollected,
+    OperationEnded,
+    ProcessStarted,
+    RunExiting,
+    RunStarted,
+    SpanEnded,
+    SpanLeft,
+    StageEnded,
+)
 
 _DROP_REASONS: Final = {
     Words.DROPPED_DISK: "disk",
@@ -103,8 +112,12 @@ def end_process(
             books, journal, process, stage, page, verdict, stages_end, vitals, watched, known, batch
         )
     for begun in list(journal.begun.values()):
-        span = closing.user_span(begun, verdict, stages_end)
-        take(books, journal, span, batch)
+        left = journal.left.get(begun.span_id)
+        how = (verdict, stages_end) if left is None else (_verdict(left), left.end)
+        take(books, journal, closing.user_span(begun, *how), batch)
+    for left in list(journal.left.values()):
+        if isinstance(left.ended, OperationEnded):
+            take(books, journal, left.ended, batch)
     if page is not None:
         _take_cells(books, journal, process, page, batch)
         _take_series(books, journal, process, page, stages_end, batch)
@@ -135,8 +148,12 @@ def _end_stage(
     watched: ProcessSeen | None, known: Testimony, batch: Batch,
 ) -> None:  # fmt: skip
     started, ended = stage.started, stage.ended
+    left = journal.left.get(started.span_id)
+    cell = stage_cell(journal, started.span_id, page) if page else None
+    if ended is None and left is not None and isinstance(left.ended, StageEnded):
+        ended = closing.complete_stage(left.ended, cell)
+        count_stage(books, journal, ended, batch)
     if ended is None:
-        cell = stage_cell(journal, started.span_id, page) if page else None
         cpu = watched.stage_cpu(started.span_id, vitals) if watched else None
         memory = vitals.memory_peak
         if before := known.stage(started.span_id):
@@ -147,6 +164,10 @@ def _end_stage(
     if not stage.spanned:
         span = closing.stage_span(started, ended, process.pipeline)
         _add_span(books, journal, span, STAGE, started.sampled, batch)
+
+
+def _verdict(left: SpanLeft) -> Verdict:
+    return Verdict(Outcome(left.outcome), left.error_type)
 
 
 def _note_death(

@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Container, Iterator, Sequence
 from typing import Any, Final
 
-from msgspec import Struct
+from msgspec import Struct, structs
 from msgspec.msgpack import decode, encode
 
 from stagewatch import measures, semconv
@@ -230,11 +230,7 @@ def say(
 ) -> None:
     """Say it, unless it has been said. *journal* is that of the process that opened the run."""
     attributes = _known({**common, **due.attributes})
-    is_new = books.link.execute(
-        "insert or ignore into notice values(?, ?, ?, ?, ?)",
-        (journal.run, due.name, due.key, at, encode(attributes)),
-    ).rowcount
-    if not is_new:
+    if not write_down(books.link, journal.run, structs.replace(due, attributes=attributes), at):
         return
     batch = Batch()
     _add_span(books, journal, opened, due.name, due.key, at, attributes, batch)
@@ -247,6 +243,13 @@ def say(
         )  # fmt: skip
         rows.add_log(books.link, books.destination, journal.resource, _scope(books), record)
     books.write(journal, batch)
+
+
+def write_down(link: sqlite3.Connection, run: int, due: Due, at: int) -> bool:
+    """In the history alone, from where it becomes an event on the run's span, if that is still to
+    come. False: it is there already."""
+    row = (run, due.name, due.key, at, encode(_known(due.attributes)))
+    return link.execute("insert or ignore into notice values(?, ?, ?, ?, ?)", row).rowcount == 1
 
 
 def say_gap(books: Books, journal: Journal, opened: RunStarted, seconds: float, now: int) -> None:

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import sqlite3
+from typing import Final
 
 from msgspec import Struct
 from msgspec.msgpack import decode
 
+from stagewatch import semconv
 from stagewatch.exporters.recorder.intake.books import Journal
 from stagewatch.model import Live, LiveStage
+
+_OURS: Final = (
+    semconv.RUN_LATE,
+    semconv.RUN_STUCK,
+    semconv.RUN_RESUMED,
+    semconv.STAGE_LATE,
+    semconv.STAGE_SLOW,
+    semconv.PROCESS_DIED,
+    semconv.TELEMETRY_GAP,
+)
+"""Names of the notices that only who watches a run gives; others the job notes itself."""
 
 
 class Testimony(Struct, frozen=True):
@@ -39,6 +52,9 @@ def read(link: sqlite3.Connection, run: int, run_id: str) -> Testimony:
     """Of the run with the row id *run*."""
     row = link.execute("select state from live where run = ?", (run,)).fetchone()
     live = None if row is None else decode(row[0], type=Live)
-    (said,) = link.execute("select max(at) from notice where run = ?", (run,)).fetchone()
+    (said,) = link.execute(
+        f"select max(at) from notice where run = ? and name in ({', '.join('?' * len(_OURS))})",
+        (run, *_OURS),
+    ).fetchone()
     (recorded,) = link.execute("select max(at) from journal where run_id = ?", (run_id,)).fetchone()
     return Testimony(live, max(live.clock if live else 0, said or 0), recorded or 0)

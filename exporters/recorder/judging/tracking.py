@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from stagewatch import measures
-from stagewatch.exporters.recorder.intake.books import Journal, OpenStage
+from stagewatch.exporters.recorder.intake.books import Journal
 from stagewatch.exporters.recorder.intake.closing import known_records
 from stagewatch.exporters.recorder.judging.whereabouts import stage_cell
 from stagewatch.exporters.recorder.watching.vitals import Sighting, Vitals
@@ -77,7 +77,7 @@ class ProcessSeen:
         """Whether it moved since the last look."""
         vitals = sighting.vitals
         for span_id, stage in journal.stages.items():
-            if stage.ended is not None:
+            if not journal.is_open(span_id):
                 continue
             known = self.stages.get(span_id)
             if known is None:
@@ -87,7 +87,7 @@ class ProcessSeen:
             known.cell = stage_cell(journal, span_id, sighting.page)
             if known.cell is not None:
                 known.rate.add(uptime, *known_records(known.cell))
-        for span_id in [one for one in self.stages if not _is_open(journal.stages.get(one))]:
+        for span_id in [one for one in self.stages if not journal.is_open(one)]:
             del self.stages[span_id]
         moved = journal.seen != self._seen or self._has_moved(vitals, uptime)
         self._seen = journal.seen
@@ -130,7 +130,3 @@ def uptime_at(process: ProcessStarted | None, moment: int, now: int, uptime: int
     if process is not None and process.uptime:
         return min(process.uptime + moment - process.start, uptime)
     return uptime - max(now - moment, 0)
-
-
-def _is_open(stage: OpenStage | None) -> bool:
-    return stage is not None and stage.ended is None

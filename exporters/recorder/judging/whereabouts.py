@@ -30,7 +30,7 @@ def place(journal: Journal, page: PageReader | None) -> Place:
 
 def innermost(journal: Journal) -> OpenStage | None:
     """The stage that was opened last of those that are open."""
-    stages = [stage for stage in journal.stages.values() if stage.ended is None]
+    stages = [stage for key, stage in journal.stages.items() if journal.is_open(key)]
     return max(stages, key=lambda stage: stage.started.start, default=None)
 
 

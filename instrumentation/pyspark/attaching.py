@@ -1,0 +1,153 @@
+"""The listener in the driver's JVM: compiled there while the session starts, attached to its
+context.
+
+Janino ships with Spark, so no jar has to be on the class path, and no JVM calls back into Python.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from importlib import resources
+from typing import Any, Final
+
+from msgspec import Struct
+
+from stagewatch.instrumentation.pyspark import contexts, draining
+from stagewatch.instrumentation.pyspark.work import Work
+from stagewatch.safety import guarded
+
+_CAPACITY: Final = 100_000
+"""Events that wait in the JVM for Python: 30 MB at most."""
+_QUEUE: Final = "stagewatch"
+_PATIENCE: Final = 0.2
+"""Seconds that the start of a session waits for the compiler, which takes less than the start."""
+
+_logger = logging.getLogger(__name__)
+_guard = threading.Lock()
+
+
+class Attached(Struct):
+    """A context that is listened to."""
+
+    context: Any
+    """`pyspark.SparkContext`."""
+    listener: Any
+    """In the JVM; see ``listener.java``."""
+    work: Work
+    drain: draining.Drain
+    pid: int
+
+
+class _Compiling(threading.Thread):
+    """One per JVM."""
+
+    def __init__(self, gateway: Any) -> None:
+        super().__init__(name="stagewatch-spark-compile", daemon=True)
+        self.gateway = gateway
+        self.constructor: Any = None
+
+    def run(self) -> None:
+        try:
+            self.constructor = _compile(self.gateway)
+        except Exception as fault:
+            _logger.warning(
+                "stagewatch does not see inside Spark: its listener cannot be made here (%s); "
+                "actions are recorded without their jobs and stages",
+                type(fault).__name__,
+            )
+
+
+_compiling: _Compiling | None = None
+current: Attached | None = None
+"""The one context that a process can have."""
+
+
+def compile_for(gateway: Any) -> None:
+    """Begin to make the listener in the JVM behind *gateway*; returns at once."""
+    global _compiling
+    with _guard:
+        if gateway is not None and (_compiling is None or _compiling.gateway is not gateway):
+            _compiling = _Compiling(gateway)
+            _compiling.start()
+
+
+def attach(context: Any) -> None:
+    """Listen to a `SparkContext` from now on, or from when the compiler is done."""
+    compile_for(context._gateway)
+    compiling = _compiling
+    if compiling is None:
+        return
+    compiling.join(_PATIENCE)
+    if compiling.is_alive():
+        threading.Thread(
+            target=_attach_later, args=(context, compiling), name="stagewatch-spark", daemon=True
+        ).start()
+    else:
+        _attach(context, compiling)
+
+
+@guarded
+def detach() -> None:
+    """Listen no more; what has been told by then is recorded."""
+    global current
+    attached, current = current, None
+    if attached is not None and attached.pid == os.getpid():
+        with guarded:
+            attached.listener.detach()
+        attached.drain.hurry()
+
+
+def here() -> Attached | None:
+    """What listens to the context of this process; where it was there before us, that is listened
+    to from now on."""
+    attached = current
+    if attached is not None:
+        return attached if attached.pid == os.getpid() else None
+    context = sys.modules["pyspark"].SparkContext._active_spark_context
+    if context is not None and (_compiling is None or _compiling.gateway is not context._gateway):
+        attach(context)
+    return current
+
+
+def is_attached(context: Any) -> bool:
+    return current is not None and current.context is context
+
+
+@guarded
+def _attach_later(context: Any, compiling: _Compiling) -> None:
+    compiling.join()
+    _attach(context, compiling)
+
+
+@guarded
+def _attach(context: Any, compiling: _Compiling) -> None:
+    global current
+    with _guard:
+        if compiling.constructor is None or is_attached(context) or context._jsc is None:
+            return
+        if current is not None:
+            current.drain.stop()
+        gateway = context._gateway
+        arguments = gateway.new_array(gateway.jvm.java.lang.Object, 2)
+        arguments[0], arguments[1] = contexts.PROPERTY, _CAPACITY
+        listener = compiling.constructor.newInstance(arguments)
+        listener.attach(context._jsc.sc(), _QUEUE)
+        work = Work()
+        drain = draining.start(listener, work)
+        current = Attached(context, listener, work, drain, os.getpid())
+
+
+def _compile(gateway: Any) -> Any:
+    """The constructor of the listener's class. Raises Py4JError where janino or py4j is restricted,
+    or the source does not fit this Spark."""
+    source = resources.files(__package__).joinpath("listener.java").read_text()
+    jvm = gateway.jvm
+    compiler = jvm.org.codehaus.janino.SimpleCompiler()
+    loader = jvm.org.apache.spark.util.Utils.getContextOrSparkClassLoader()
+    compiler.setParentClassLoader(loader)
+    compiler.cook(source)
+    listener = compiler.getClassLoader().loadClass("stagewatch.Listener")
+    return listener.getConstructors()[0]

@@ -1,0 +1,107 @@
+"""What executions of Spark read and wrote, as datasets: rows and bytes as its own metrics say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from msgspec import Struct
+
+from stagewatch import redaction
+from stagewatch.instrumentation import _datasets
+from stagewatch.instrumentation.pyspark.events import ExecutionEnded, PlanNode
+from stagewatch.model import Dataset
+
+_ROWS: Final = "numOutputRows"
+_BYTES_READ: Final = "filesSize"
+_BYTES_WRITTEN: Final = "numOutputBytes"
+_FILE: Final = re.compile(r"file:/+")
+_NAME: Final = re.compile(r"[\w.$`\"]+\Z")
+_SCANS: Final = ("Scan", "BatchScan")
+
+
+class Seen(Struct, frozen=True):
+    """All that the executions of one action read and wrote."""
+
+    datasets: tuple[Dataset, ...]
+    """What was written first: it is what the action was for."""
+    rows_in: int | None
+    """None: nothing was read that is known; the same for what was written."""
+    rows_out: int | None
+
+
+def seen(executions: Iterable[ExecutionEnded]) -> Seen:
+    """Sum up *executions*: one that runs another (``CREATE TABLE … AS``) names what that one does,
+    and has no figures of its own."""
+    read: dict[str, list[int | None]] = {}
+    written: dict[str, list[int | None]] = {}
+    for execution in executions:
+        for name in execution.inputs:
+            read.setdefault(name, [None, None])
+        for name in execution.outputs:
+            written.setdefault(name, [None, None])
+        if execution.plan is not None:
+            for node in nodes(execution.plan):
+                if node.relation is None:
+                    continue
+                if node.name.startswith(_SCANS):
+                    _add(read, node.relation, node.metrics.get(_ROWS, 0), _BYTES_READ, node)
+                else:
+                    _add(written, node.relation, node.metrics.get(_ROWS, 0), _BYTES_WRITTEN, node)
+    return Seen(
+        (*_datasets_of(written, "out"), *_datasets_of(read, "in")), _sum(read), _sum(written)
+    )
+
+
+def nodes(plan: PlanNode) -> Iterator[PlanNode]:
+    """Every operator of a plan, from the last to run to the first."""
+    waiting = [plan]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        waiting.extend(reversed(node.children))
+
+
+def uri(relation: str) -> str | None:
+    """URI without secrets of a relation as ``listener.java`` names it: ``parquet:file:/x`` is
+    ``file:///x``, ``table:spark_catalog.default.t`` is ``spark_catalog.default.t``, a JDBC table
+    ``postgresql://host/db/table``. None where only its class is known."""
+    kind, _, rest = relation.partition(":")
+    if kind == "source" or not rest:
+        return None
+    if kind == "table":
+        return rest
+    if kind == "jdbc":
+        url, _, table = rest.partition("#")
+        where = redaction.url(url.removeprefix("jdbc:").partition(";")[0])
+        name = table.strip() if _NAME.match(table.strip()) else ""
+        return f"{where.rstrip('/')}/{name}" if name else where
+    return redaction.url(_FILE.sub("file:///", rest, count=1))
+
+
+def _add(
+    sums: dict[str, list[int | None]], name: str, rows: int, size: str, node: PlanNode
+) -> None:
+    found = sums.setdefault(name, [None, None])
+    found[0] = (found[0] or 0) + rows
+    if size in node.metrics:
+        found[1] = (found[1] or 0) + node.metrics[size]
+
+
+def _datasets_of(sums: dict[str, list[int | None]], direction: str) -> Iterator[Dataset]:
+    for name, (rows, size) in sums.items():
+        where = uri(name)
+        if where is not None:
+            yield Dataset(
+                uri=where,
+                direction=direction,
+                rows=rows,
+                bytes=size,
+                declared=_datasets.declared(where)[0],
+            )
+
+
+def _sum(sums: dict[str, list[int | None]]) -> int | None:
+    known = [rows for rows, _ in sums.values() if rows is not None]
+    return sum(known) if known else None

@@ -82,6 +82,7 @@ class ChildRuns:
             release=release,
             pid=os.getpid(),
             messages=own.settings.exception_messages,
+            detail_ratio=own.settings.detail_ratio,
         )
 
     def forget(self) -> None:

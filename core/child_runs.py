@@ -17,7 +17,7 @@ from opentelemetry.trace import Link, Span, SpanKind
 from opentelemetry.util.types import AttributeValue
 
 from stagewatch import clock, redaction, safety
-from stagewatch.measures import uptime
+from stagewatch.measures import is_sampled, sampling_threshold, threshold_value, uptime
 from stagewatch.model import Outcome
 from stagewatch.recording import Recording
 from stagewatch.records import RunExiting, TraceSettled
@@ -68,6 +68,8 @@ class ChildRun(Struct):
     pid: int
     messages: bool
     """The user opted in to exception messages."""
+    detail_ratio: float
+    """``STAGEWATCH_DETAIL_RATIO``."""
 
     def start_trace(self, name: str, attributes: Mapping[str, AttributeValue], start: int) -> Span:
         """The root of a trace of its own, linked to the run; see `settle`."""
@@ -87,6 +89,13 @@ class ChildRun(Struct):
         trace = self.of_traces.get(root.get_span_context().trace_id)
         return trace is not None and trace.has_users
 
+    def sample(self, root: Span) -> str | None:
+        """Whether the trace of *root* is in the sample of quiet ones: the ``th`` value of that."""
+        trace_id = root.get_span_context().trace_id.to_bytes(16, "big")
+        if not is_sampled(trace_id, sampling_threshold(self.detail_ratio)):
+            return None
+        return threshold_value(self.detail_ratio)
+
     def settle(self, root: Span, *, keep: bool, threshold: str = "") -> None:
         """Nothing more will come of the trace of *root*: send its details, or forget them.
 
@@ -101,9 +110,11 @@ class ChildRun(Struct):
 
     @safety.guarded
     def end(
-        self, outcome: Outcome, error_type: str | None = None, message: str | None = None
-    ) -> None:
-        """It is over; once. *error_type*: why, where it did not just come to its end."""
+        self, outcome: Outcome, error_type: str | None = None, message: str | None = None,
+        place: str | None = None,
+    ) -> None:  # fmt: skip
+        """It is over; once. *error_type*: why, where it did not just come to its end; *place*:
+        ``file:line in function`` of the user's code."""
         if os.getpid() != self.pid:
             return
         text = message if message is None or self.messages else redaction.message(message)
@@ -113,7 +124,7 @@ class ChildRun(Struct):
                 end=clock.now(),
                 error_type=error_type,
                 error_message=text,
-                error_place=None,
+                error_place=place,
                 exit_code=None,
                 attributes=dict(getattr(self.span, "attributes", None) or {}),
                 uptime=uptime(),

@@ -24,9 +24,9 @@ class PysparkInstrumentor(Instrumentor):
 
     def patches(self) -> tuple[Patch, ...]:
         """Made only where pyspark is imported."""
-        from stagewatch.instrumentation.pyspark import actions
+        from stagewatch.instrumentation.pyspark import actions, streaming
 
-        return actions.PATCHES
+        return (*actions.PATCHES, *streaming.PATCHES)
 
     def _uninstrument(self, **kwargs: Any) -> None:
         super()._uninstrument(**kwargs)

@@ -16,6 +16,8 @@ from typing import Any, Final
 from msgspec import Struct
 
 from stagewatch.instrumentation.pyspark import contexts, draining
+from stagewatch.instrumentation.pyspark.draining import Fate
+from stagewatch.instrumentation.pyspark.streams import Streams
 from stagewatch.instrumentation.pyspark.work import Work
 from stagewatch.safety import guarded
 
@@ -37,6 +39,7 @@ class Attached(Struct):
     listener: Any
     """In the JVM; see ``listener.java``."""
     work: Work
+    streams: Streams
     drain: draining.Drain
     pid: int
 
@@ -97,7 +100,8 @@ def detach() -> None:
     if attached is not None and attached.pid == os.getpid():
         with guarded:
             attached.listener.detach()
-        attached.drain.hurry()
+        is_over = attached.context._jsc is None
+        attached.drain.hurry(Fate.OVER if is_over else Fate.UNWATCHED)
 
 
 def here() -> Attached | None:
@@ -129,15 +133,15 @@ def _attach(context: Any, compiling: _Compiling) -> None:
         if compiling.constructor is None or is_attached(context) or context._jsc is None:
             return
         if current is not None:
-            current.drain.stop()
+            current.drain.stop(Fate.OVER)
         gateway = context._gateway
         arguments = gateway.new_array(gateway.jvm.java.lang.Object, 2)
         arguments[0], arguments[1] = contexts.PROPERTY, _CAPACITY
         listener = compiling.constructor.newInstance(arguments)
         listener.attach(context._jsc.sc(), _QUEUE)
-        work = Work()
-        drain = draining.start(listener, work)
-        current = Attached(context, listener, work, drain, os.getpid())
+        work, streams = Work(), Streams()
+        drain = draining.start(listener, work, streams)
+        current = Attached(context, listener, work, streams, drain, os.getpid())
 
 
 def _compile(gateway: Any) -> Any:

@@ -10,12 +10,14 @@ import contextvars
 import logging
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
+from enum import Enum
 from typing import Any, Final
 
 from stagewatch.instrumentation.pyspark import events
+from stagewatch.instrumentation.pyspark.streams import STOPPED, Streams
 from stagewatch.instrumentation.pyspark.work import Work
+from stagewatch.model import Outcome
 from stagewatch.safety import report
 
 _MOST: Final = 2000
@@ -30,15 +32,25 @@ mostly."""
 _logger = logging.getLogger(__name__)
 
 
-class Drain:
-    """Hands every event to *consumers*, in order, from a thread of its own."""
+class Fate(Enum):
+    """Why there is nothing more to come of a context."""
 
-    def __init__(
-        self, listener: Any, work: Work, consumers: tuple[Callable[[events.Event], None], ...]
-    ) -> None:
+    EXIT = 0
+    """The program ends; what becomes of its queries is its own end's to say."""
+    OVER = 1
+    """It was stopped."""
+    UNWATCHED = 2
+    """It goes on without us."""
+
+
+class Drain:
+    """Hands every event to *work* and *streams*, in order, from a thread of its own."""
+
+    def __init__(self, listener: Any, work: Work, streams: Streams) -> None:
         self._listener = listener
-        self._work = work
-        self._consumers = consumers
+        self._streams = streams
+        self._consumers: tuple[Work | Streams, ...] = (work, streams)
+        self._fate: Fate | None = None
         self._hurry = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stagewatch-spark", daemon=True)
 
@@ -47,17 +59,18 @@ class Drain:
         # Of no stage: it works for all of them.
         contextvars.Context().run(self._thread.start)
 
-    def hurry(self) -> None:
+    def hurry(self, fate: Fate) -> None:
         """Nothing new will happen: take what is there, complete what waits for it, and end."""
         atexit.unregister(self.stop)
+        self._fate = fate
         self._hurry.set()
         with suppress(Exception):  # the JVM may be gone, and the thread knows
             self._listener.wake()
 
-    def stop(self) -> None:
+    def stop(self, fate: Fate = Fate.EXIT) -> None:
         """`hurry`, and wait until it has: two seconds at most."""
         if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self.hurry()
+            self.hurry(fate)
             self._thread.join(_EXIT_PATIENCE)
 
     def _run(self) -> None:
@@ -72,19 +85,36 @@ class Drain:
                 break
             if len(text) > 2:
                 self._take(text)
-            try:
-                self._work.settle()
-            except Exception as fault:
-                report(fault)
-            if until is not None and (self._work.is_settled or time.monotonic() > until):
+            self._settle()
+            is_settled = all(consumer.is_settled for consumer in self._consumers)
+            if until is not None and (is_settled or time.monotonic() > until):
                 break
             if not hurries:
                 self._hurry.wait(_PAUSE)
+        self._settle(at_once=True)
         try:
-            self._work.settle(at_once=True)
+            self._end_queries()
         except Exception as fault:
             report(fault)
         self._say_dropped()
+
+    def _settle(self, *, at_once: bool = False) -> None:
+        for consumer in self._consumers:
+            try:
+                consumer.settle(at_once=at_once)
+            except Exception as fault:
+                report(fault)
+
+    def _end_queries(self) -> None:
+        match self._fate:
+            case None:
+                self._streams.close(Outcome.ERROR, "jvm_gone")
+            case Fate.OVER:
+                self._streams.close(Outcome.CANCELLATION, STOPPED)
+            case Fate.UNWATCHED:
+                self._streams.close(Outcome.ERROR, "unknown")
+            case Fate.EXIT:
+                pass
 
     def _take(self, text: str) -> None:
         try:
@@ -93,9 +123,9 @@ class Drain:
             report(fault)
             return
         for event in found:
-            for consume in self._consumers:
+            for consumer in self._consumers:
                 try:
-                    consume(event)
+                    consumer.take(event)
                 except Exception as fault:
                     report(fault)
 
@@ -112,8 +142,8 @@ class Drain:
             )
 
 
-def start(listener: Any, work: Work) -> Drain:
+def start(listener: Any, work: Work, streams: Streams) -> Drain:
     """Drain *listener* until its context or the program is over."""
-    drain = Drain(listener, work, (work.take,))
+    drain = Drain(listener, work, streams)
     drain.start()
     return drain

@@ -8,21 +8,20 @@ drains the listener.
 from __future__ import annotations
 
 import time
-from typing import Any, Final
+from typing import Final
 
 from msgspec import Struct, field
 from opentelemetry import trace
-from opentelemetry.context import Context
-from opentelemetry.trace import Span, StatusCode
+from opentelemetry.trace import Span
 from opentelemetry.util.types import AttributeValue
 
 from stagewatch import clock, recording, semconv
 from stagewatch.instrumentation.pyspark import datasets, events, figures
+from stagewatch.instrumentation.pyspark.spans import fail, moment, start_of, start_span
 from stagewatch.operations import Later
 from stagewatch.recording import Recording
 from stagewatch.records import StageMeasured
 
-_MS: Final = 1_000_000
 _GRACE: Final = 2.0
 """Seconds: ends of jobs and tasks may be told after the mark of an action that failed."""
 _MOST_ITERATORS: Final = 1000
@@ -159,17 +158,18 @@ class Work:
         if current is None:
             return
         action = self._action_of(event.context)
-        if action is None and event.query is not None:
-            return  # a batch of a stream
+        if action is None and event.query is not None:  # a batch of a stream
+            self._disown(event.execution, event.root)
+            return
         if action is not None:
             current = action.recording
-        start = _moment(event.at, action.start if action else 0)
+        start = moment(event.at, action.start if action else 0)
         known: dict[str, AttributeValue] = {semconv.SPARK_JOB_ID: event.job}
         if event.execution is not None:
             known[semconv.SPARK_EXECUTION_ID] = event.execution
         parent = current.run.context if action is None else trace.set_span_in_context(action.span)
         stage = action.stage if action else ""
-        span = _start_span(current, semconv.SPARK_JOB, parent, start, stage, known)
+        span = start_span(current, semconv.SPARK_JOB, parent, start, stage, known)
         self._jobs[event.job] = _Job(event.job, current, span, action, frozenset(event.stages))
         if action is None:
             return
@@ -186,8 +186,8 @@ class Work:
         if job is None:
             return
         if event.error is not None:
-            _fail(job.span, event.error)
-        job.span.end(_moment(event.at, _start_of(job.span)))
+            fail(job.span, event.error)
+        job.span.end(moment(event.at, start_of(job.span)))
         action = job.action
         if action is not None:
             action.jobs.discard(event.job)
@@ -203,10 +203,10 @@ class Work:
             semconv.SPARK_STAGE_ATTEMPT: event.attempt,
             semconv.SPARK_STAGE_NAME: event.name,
         }
-        start = _moment(event.at, _start_of(job.span))
+        start = moment(event.at, start_of(job.span))
         parent = trace.set_span_in_context(job.span)
         stage = job.action.stage if job.action else ""
-        self._stages[event.stage, event.attempt] = _start_span(
+        self._stages[event.stage, event.attempt] = start_span(
             job.recording, semconv.SPARK_STAGE, parent, start, stage, known
         )
 
@@ -217,9 +217,9 @@ class Work:
         found = figures.of_stage(event)
         span.set_attributes(found)
         if event.failure is not None:
-            _fail(span, event.error or "stage_failed")
+            fail(span, event.error or "stage_failed")
         end = event.completed
-        span.end(_moment(end, _start_of(span)) if end is not None else clock.now())
+        span.end(moment(end, start_of(span)) if end is not None else clock.now())
         job = self._job_of(event.stage)
         action = job.action if job is not None else None
         if action is not None:
@@ -269,6 +269,13 @@ class Work:
     def _adopt(self, execution: int, action: Action) -> None:
         self._executions[execution] = action
         action.executions.add(execution)
+
+    def _disown(self, *executions: int | None) -> None:
+        for execution in executions:
+            action = self._executions.get(execution) if execution is not None else None
+            if action is not None and execution is not None:
+                action.executions.discard(execution)
+                self._executions[execution] = None
 
     def _execution_ended(self, event: events.ExecutionEnded) -> None:
         action = self._executions.pop(event.execution, None)
@@ -324,30 +331,3 @@ def _attributes(action: Action, seen: datasets.Seen) -> dict[str, AttributeValue
     if is_write and inputs:
         found[semconv.DATASET_INPUTS] = inputs
     return found
-
-
-def _start_span(
-    current: Recording, name: str, parent: Context, start: int, stage: str,
-    known: dict[str, AttributeValue],
-) -> Span:  # fmt: skip
-    known[semconv.PIPELINE_NAME] = current.run.pipeline.name
-    known[semconv.SPAN_ROLE] = semconv.ROLE_DETAIL
-    if stage:
-        known[semconv.STAGE_NAME] = stage
-    return current.tracer.start_span(name, parent, attributes=known, start_time=start)
-
-
-def _fail(span: Span, cause: str) -> None:
-    span.set_attribute(semconv.ERROR_TYPE, cause)
-    span.set_status(StatusCode.ERROR)
-
-
-def _moment(milliseconds: int, earliest: int) -> int:
-    """A time of Spark's on our clock, which does not follow steps of the system's: nothing begins
-    before what it is a part of, or ends before it began."""
-    step = clock.now() - time.time_ns()
-    return max(milliseconds * _MS + (step if abs(step) > _MS else 0), earliest)
-
-
-def _start_of(span: Any) -> int:
-    return getattr(span, "start_time", None) or 0

@@ -314,7 +314,7 @@ class Streams:
     def _finish(self, query: _Query, batch: _Batch, progress: dict[str, Any]) -> None:
         """A batch that went well."""
         seconds = _duration(progress)
-        start = moment(_milliseconds(progress.get("timestamp")) or 0, query.started)
+        start = moment(_milliseconds(progress.get("timestamp")) or 0, 0)
         end = start + round(seconds * _SECOND)
         sink = (progress.get("sink") or {}).get("numOutputRows", -1)
         ended = _ended(

@@ -69,7 +69,8 @@ assert spark.table("late").count() > 0
 
 # A stream, stopped.
 rate = spark.readStream.format("rate").option("rowsPerSecond", 10).load()
-running = start("rate", rate.withWatermark("timestamp", "1 second"), processingTime="100 milliseconds")
+rate = rate.withWatermark("timestamp", "1 second")
+running = start("rate", rate, processingTime="100 milliseconds")
 while running.lastProgress is None or running.lastProgress["numInputRows"] == 0:
     time.sleep(0.1)
 running.stop()
@@ -119,7 +120,7 @@ class Ran:
     def __init__(self, jobs: Jobs, finished: subprocess.CompletedProcess[str]) -> None:
         self.jobs = jobs
         self.finished = finished
-        self.runs = jobs.runs(10)
+        self.runs = jobs.runs(9)
 
     def of(self, name: str) -> list[Run]:
         return [run for run in self.runs if run.pipeline == f"etl.{name}"]
@@ -155,10 +156,7 @@ def ran(
 ) -> Iterator[Ran]:
     jobs = Jobs(tmp_path_factory.mktemp("streams"), patience=280)
     jobs.environment |= spark_environment
-    jobs.environment |= {
-        "STAGEWATCH_DETAIL_RATIO": "0",
-        "SPARK_CONF_DIR": spark_environment["SPARK_CONF_DIR"],
-    }
+    jobs.environment["STAGEWATCH_DETAIL_RATIO"] = "0"
     yield Ran(jobs, jobs.run(QUERIES))
     end_recorders(jobs)
 

@@ -56,8 +56,13 @@ def settle(link: sqlite3.Connection, run: int, trace: TraceSettled) -> None:
             "update span set threshold = ? where run = ? and span_id = ?",
             [(trace.threshold, *span) for span in spans],
         )
-    change = f"update span set state = {PENDING}" if trace.keep else "delete from span"
-    link.executemany(f"{change} where run = ? and span_id = ? and state = {HELD}", spans)
+    if trace.keep:
+        statement = (
+            f"update span set state = {PENDING} where run = ? and span_id = ? and state = {HELD}"
+        )
+    else:  # also where nothing is sent
+        statement = "delete from span where run = ? and span_id = ? and role = 3"
+    link.executemany(statement, spans)
 
 
 def decide(

@@ -65,7 +65,7 @@ class ChildRuns:
         journal.append(process_started(opened))
         journal.append(self._run_started(run, plain(dict(attributes)), attempt))
         writer.attach(journal)
-        recorded = Recording(journal, run, active.tracer, active.threshold, active.begin)
+        recorded = Recording(journal, run, active.tracer, own.settings, active.begin)
         self._under_way[run.run_id] = opened, recorded
         if not own.ships_itself:
             recorder_start.introduce(own.room, journal.key, os.environ)
@@ -81,8 +81,6 @@ class ChildRuns:
             of_traces=own.spans.of_traces,
             release=release,
             pid=os.getpid(),
-            messages=own.settings.exception_messages,
-            detail_ratio=own.settings.detail_ratio,
         )
 
     def forget(self) -> None:

@@ -66,10 +66,6 @@ class ChildRun(Struct):
     release: Callable[[], None]
     """Lets go of the journal."""
     pid: int
-    messages: bool
-    """The user opted in to exception messages."""
-    detail_ratio: float
-    """``STAGEWATCH_DETAIL_RATIO``."""
 
     def start_trace(self, name: str, attributes: Mapping[str, AttributeValue], start: int) -> Span:
         """The root of a trace of its own, linked to the run; see `settle`."""
@@ -92,9 +88,9 @@ class ChildRun(Struct):
     def sample(self, root: Span) -> str | None:
         """Whether the trace of *root* is in the sample of quiet ones: the ``th`` value of that."""
         trace_id = root.get_span_context().trace_id.to_bytes(16, "big")
-        if not is_sampled(trace_id, sampling_threshold(self.detail_ratio)):
+        if not is_sampled(trace_id, sampling_threshold(self.recording.settings.detail_ratio)):
             return None
-        return threshold_value(self.detail_ratio)
+        return threshold_value(self.recording.settings.detail_ratio)
 
     def settle(self, root: Span, *, keep: bool, threshold: str = "") -> None:
         """Nothing more will come of the trace of *root*: send its details, or forget them.
@@ -117,13 +113,14 @@ class ChildRun(Struct):
         ``file:line in function`` of the user's code."""
         if os.getpid() != self.pid:
             return
-        text = message if message is None or self.messages else redaction.message(message)
+        if message is not None and not self.recording.settings.exception_messages:
+            message = redaction.message(message)
         self.recording.sink.append(
             RunExiting(
                 run_id=self.recording.run.run_id,
                 end=clock.now(),
                 error_type=error_type,
-                error_message=text,
+                error_message=message,
                 error_place=place,
                 exit_code=None,
                 attributes=dict(getattr(self.span, "attributes", None) or {}),

@@ -231,12 +231,13 @@ def _report(options: argparse.Namespace) -> int:
             raise _unknown_pipeline(options.pipeline, history.pipelines())
         lives = reading.lives(history, runs, time.time_ns())
         usual = {name: history.usual_duration(name) for name in {run.pipeline for run in runs}}
+        advised = history.advised()
     now = time.time_ns()
     summaries = summarise(runs, now, usual, lives)
     if options.json:
-        _print_json(report_json(runs, summaries, now, lives))
+        _print_json(report_json(runs, summaries, now, lives, advised))
     elif runs:
-        _print(report(runs, summaries, now, lives))
+        _print(report(runs, summaries, now, lives, advised))
     else:
         print("No runs yet. Put `opentelemetry-instrument` in front of your job:")
         print("  opentelemetry-instrument python etl.py")

@@ -73,6 +73,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     exception_messages: Annotated[
         bool, _setting("switch", "Export exception messages as they are; they may hold data.")
     ] = False
+    spark_executors: Annotated[
+        bool, _setting("switch", "Record the tasks of Spark that run Python, on its executors.")
+    ] = False
     journal_max_bytes: Annotated[
         int, _setting("size", "Largest journal of one process; what exceeds it is counted.")
     ] = 256 * 2**20

@@ -71,4 +71,5 @@ def _is_users(filename: str) -> bool:
         filename.startswith((_LIBRARY, "<"))
         or "site-packages" in filename
         or "dist-packages" in filename
+        or "pyspark.zip" in filename  # of a Spark that pip has not installed
     )

@@ -45,6 +45,7 @@ class Cell(NamedTuple):
 
 
 duration: Final = measures.duration_text
+size: Final = measures.size_text
 
 
 def count(number: float | None) -> str:
@@ -65,16 +66,6 @@ def count(number: float | None) -> str:
 def exact(number: int | None) -> str:
     """With thousands separators, a dash for an unknown one."""
     return NOTHING if number is None else f"{number:,}"
-
-
-def size(count_of_bytes: int) -> str:
-    """Bytes with a decimal unit: ``412 MB``."""
-    value, unit = float(count_of_bytes), "B"
-    for bigger in ("kB", "MB", "GB", "TB"):
-        if value < 999.5:
-            break
-        value, unit = value / 1000, bigger
-    return f"{value:.1f} {unit}" if value < 9.95 and unit != "B" else f"{value:.0f} {unit}"
 
 
 def lateness(seconds: float) -> str:

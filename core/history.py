@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, Self
 
 from msgspec import Struct
 
-from stagewatch import measures
+from stagewatch import measures, semconv
 from stagewatch.database import PENDING, ROLES, STATES, WAITING, connect, transaction
 from stagewatch.model import Dataset, Live, Notice, Operation, Outcome, Role, Run, Stage
 from stagewatch.records import Attributes, SpanEnded, decode
@@ -133,6 +133,15 @@ class History:
             Notice(at=row["at"], name=row["name"], attributes=unpack(row["attributes"]))
             for row in rows
         ]
+
+    def advised(self) -> dict[str, int]:
+        """How many pieces of advice each run has, by run id; those without are absent."""
+        found = self.link.execute(
+            "select run.run_id, count(*) from notice join run on run.id = notice.run "
+            "where notice.name = ? group by notice.run",
+            [semconv.ADVICE],
+        )
+        return dict(found.fetchall())
 
     def stages(self, run_id: str) -> list[Stage]:
         """In the order of their first calls; what belongs to no stage is not among them."""

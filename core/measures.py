@@ -57,6 +57,16 @@ def duration_text(seconds: float) -> str:
     return f"{hours // 24}d{hours % 24:02}h"
 
 
+def size_text(count_of_bytes: int) -> str:
+    """Bytes with a decimal unit: ``412 MB``."""
+    value, unit = float(count_of_bytes), "B"
+    for bigger in ("kB", "MB", "GB", "TB"):
+        if value < 999.5:
+            break
+        value, unit = value / 1000, bigger
+    return f"{value:.1f} {unit}" if value < 9.95 and unit != "B" else f"{value:.0f} {unit}"
+
+
 def throughput(
     records_in: int | None, records_out: int | None, seconds: float | None
 ) -> float | None:

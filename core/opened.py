@@ -68,12 +68,11 @@ def new_journal(room: Path, settings: Settings) -> JournalWriter:
 
 def record(opened: Opened, tracer: Tracer) -> None:
     """Record spans, stages and operations into the journal from now on."""
-    journal, threshold = opened.journal, opened.settings.span_threshold
     if opened.spans is None:
-        recording.start(journal, opened.run, tracer, threshold)
+        recording.start(opened.journal, opened.run, tracer, opened.settings)
         return
-    opened.spans.attach(journal)
-    recording.start(journal, opened.run, tracer, threshold, opened.spans.begin)
+    opened.spans.attach(opened.journal)
+    recording.start(opened.journal, opened.run, tracer, opened.settings, opened.spans.begin)
 
 
 def process_started(opened: Opened) -> ProcessStarted:

@@ -132,11 +132,7 @@ def begin(kind: OperationKind) -> Call | None:
 def _begin_seldom(recording: Recording, base: Call | None, kind: OperationKind) -> Call | None:
     try:
         recording = state.here() or recording
-        if base is None or base.recording is not recording:  # or the first after a fork
-            base = _thread.call = Call(recording, None, None)
-            doing = recording.doing()
-            if doing.slot is not None:
-                base.operation = doing.slot.operation
+        base = _own(recording, base)
         outer = base.open
         if outer is not None and outer.library == kind.library:
             return None
@@ -161,6 +157,41 @@ def _begin_seldom(recording: Recording, base: Call | None, kind: OperationKind) 
     except Exception as error:
         report(error)
         return None
+
+
+def _own(recording: Recording, base: Call | None) -> Call:
+    """The calling thread's own; *base*: the one it had, if any."""
+    if base is None or base.recording is not recording:  # or the first after a fork
+        base = _thread.call = Call(recording, None, None)
+        doing = recording.doing()
+        if doing.slot is not None:
+            base.operation = doing.slot.operation
+    return base
+
+
+def suspend(call: Call) -> None:
+    """A call whose kind is ``open`` pauses, as a generator does at a ``yield``: until `resume`
+    other code runs, which is not inside it, and its time stands still."""
+    call.base.open = call.outer
+    call.start = _ticks() - call.start
+    if not call.recording.is_over:
+        call.operation[0] = 0
+    if call.token is not None:
+        detach(call.token)
+        call.token = None
+
+
+def resume(call: Call) -> None:
+    """It goes on, in whatever thread."""
+    recording, span = call.recording, call.span
+    call.start = _ticks() - call.start
+    if recording.is_over or span is None:
+        return  # a forked child: the call is the parent's
+    base = call.base = _own(recording, getattr(_thread, "call", None))
+    call.outer, call.operation = base.open, base.operation
+    call.token = otel_context.attach(trace.set_span_in_context(span))
+    call.operation[0] = (call.start | NAME_MASK) - call.kind.rest
+    base.open = call.kind
 
 
 def fold(call: Call, rows_in: int, rows_out: int) -> None:
@@ -282,12 +313,22 @@ class Later(Struct):
         recording, stage, ended = self.recording, self.stage, self.ended
         try:
             if not recording.is_over:
-                recording.new_tally(ended.stage, ended.name)(ended.nanoseconds, 0, 0)
+                recording.sink.append(structs.replace(ended, folded=True))
         except Exception as fault:
             report(fault)
         finally:
             if stage is not None:
                 stage.let_go()
+
+    def count(
+        self, reads: int | None, writes: int | None = None, bytes_in: int = 0, bytes_out: int = 0
+    ) -> None:
+        """What came from or went to the outside; also when it is complete, for what goes on."""
+        if not self.recording.is_over and (
+            reads is not None or writes is not None or bytes_in or bytes_out
+        ):
+            add = self.recording.add if self.stage is None else self.stage.count
+            add(reads, writes, 0, 0, bytes_in, bytes_out)
 
     def complete(
         self,
@@ -308,9 +349,7 @@ class Later(Struct):
         if recording.is_over:
             return
         try:
-            if reads is not None or writes is not None or bytes_in or bytes_out:
-                count = recording.add if stage is None else stage.count
-                count(reads, writes, 0, 0, bytes_in, bytes_out)
+            self.count(reads, writes, bytes_in, bytes_out)
             known: dict[str, AttributeValue] = {
                 semconv.ROWS_IN: rows_in,
                 semconv.ROWS_OUT: rows_out,
@@ -361,9 +400,8 @@ def end_later(
         ended = records.OperationEnded(
             recording.run.run_id, name, call.kind.name, ticks - call.start, 0, 0, failed_as, span_id
         )
-        if call.kind.io:  # else it may fold, and then there was no span
-            recording.begin(span)
-            recording.sink.append(records.SpanLeft(span_id, end, outcome, failed_as, ended))
+        recording.begin(span)
+        recording.sink.append(records.SpanLeft(span_id, end, outcome, failed_as, ended))
         if stage is not None:
             stage.hold()  # last: who holds it has to let it go
         return Later(recording, span, stage, end, ended, call.children)

@@ -11,7 +11,14 @@ from msgspec import Struct
 from stagewatch.exporters.journal import start_ticks
 
 _TAKES_VALUE = {"-W", "-X", "--check-hash-based-pycs"}
-_HELPERS = ("multiprocessing.resource_tracker", "pyspark.daemon")
+_HELPERS = (
+    "multiprocessing.resource_tracker",
+    "pyspark.daemon",
+    "pyspark.worker",  # where Spark forks none
+    "pyspark.sql.worker.",
+    "pyspark.sql.streaming.",
+    "pyspark.sql.connect.streaming.worker.",
+)
 
 
 class Program(Struct, frozen=True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct
@@ -16,6 +17,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanContext, Tracer
 
 from stagewatch import records
+from stagewatch.config import Settings
 from stagewatch.measures import DURATION_BUCKETS, bucket_index
 from stagewatch.model import Outcome, Pipeline
 
@@ -55,6 +57,7 @@ class ThreadSlot(Protocol):
 class Sink(Protocol):
     """Journal and status page, seen from here."""
 
+    directory: Path
     lock: threading.RLock
 
     def append(self, record: Any) -> None: ...
@@ -281,15 +284,21 @@ class Recording:
     """All that one process counts for its run."""
 
     def __init__(
-        self, sink: Sink, run: Run, tracer: Tracer, threshold: int, begin: Callable[[Span], None]
+        self,
+        sink: Sink,
+        run: Run,
+        tracer: Tracer,
+        settings: Settings,
+        begin: Callable[[Span], None],
     ) -> None:
         self.sink = sink
         self.begin = begin
-        """Puts the beginning of an open span into the journal, once."""
+        """Puts the beginning of an open span into the journal, once, as when it gets a child."""
         self.lock = sink.lock
         self.run = run
         self.tracer = tracer
-        self.threshold = threshold
+        self.settings = settings
+        self.threshold = int(settings.span_threshold * 1e9)
         self.calls: dict[str, int] = {}
         self.named: set[int] = set()
         """Numbers of the operations whose name is in the journal."""
@@ -365,16 +374,16 @@ def start(
     sink: Sink,
     run: Run,
     tracer: Tracer,
-    threshold_seconds: float,
+    settings: Settings,
     begin: Callable[[Span], None] = lambda span: None,
 ) -> None:
-    """Record from now on; calls shorter than *threshold_seconds* fold.
+    """Record from now on.
 
     *begin* puts the beginning of an open span into the journal, once; it never raises.
     """
     global active
     stop()
-    active = Recording(sink, run, tracer, int(threshold_seconds * 1e9), begin)
+    active = Recording(sink, run, tracer, settings, begin)
 
 
 def stop() -> None:

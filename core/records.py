@@ -274,6 +274,8 @@ class OperationEnded(Struct, array_like=True, tag="W", frozen=True, gc=False):
     error_type: str | None = None
     span_id: bytes = b""
     """Of one that was `SpanLeft`."""
+    folded: bool = False
+    """It was, but needs no span after all."""
 
 
 class DatasetTouched(Struct, array_like=True, tag="D", frozen=True, gc=False):

@@ -3,7 +3,8 @@
 Nothing here reads a file or a clock. Times are nanoseconds since the epoch, durations seconds.
 
 Keys of ``stagewatch report --json``: ``runs``, newest first, each as `run_json` gives it, and
-``pipelines``, each as `summary_json` gives it. Keys are only ever added. Where a function takes
+``pipelines``, each as `summary_json` gives it, and ``advice``, how many pieces of it there are by
+run id. Keys are only ever added. Where a function takes
 ``lives``, these are the active runs' live states by run id, as far as there are any.
 """
 
@@ -105,6 +106,8 @@ class _Row(Struct, frozen=True):
     """What it is doing, or how it ended."""
     share: float
     """Of the longest run's duration."""
+    advice: int
+    """Pieces."""
 
 
 class RunsTable(Struct, frozen=True):
@@ -113,6 +116,8 @@ class RunsTable(Struct, frozen=True):
     runs: tuple[Run, ...]
     now: int
     lives: Mapping[str, Live] = {}
+    advised: Mapping[str, int] = {}
+    """Pieces of advice by run id."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         longest = max((seconds_of(run, self.now) for run in self.runs), default=0.0)
@@ -130,7 +135,7 @@ class RunsTable(Struct, frozen=True):
     def _row(self, run: Run, longest: float) -> _Row:
         word = outcome_word(run) if run.outcome else doing_word(self.lives.get(run.run_id))
         share = seconds_of(run, self.now) / longest if longest else 0.0
-        return _Row(run, self.now, word, share)
+        return _Row(run, self.now, word, share, self.advised.get(run.run_id, 0))
 
 
 def _started(row: _Row) -> str:
@@ -179,19 +184,32 @@ _COLUMNS: Final = (
         is_right=True,
     ),
     Column(head="err", text=_errors, importance=8, is_right=True),
+    Column(
+        head="advice",
+        text=lambda row: str(row.advice or ""),
+        importance=11,
+        is_right=True,
+    ),
 )
 
 
 def report(
-    runs: Sequence[Run], summaries: Sequence[Summary], now: int, lives: Mapping[str, Live]
+    runs: Sequence[Run],
+    summaries: Sequence[Summary],
+    now: int,
+    lives: Mapping[str, Live],
+    advised: Mapping[str, int] = {},
 ) -> RenderableType:
-    """The table of runs, newest first, a line for each one under way and each pipeline."""
+    """The table of runs, newest first, a line for each one under way and each pipeline.
+
+    *advised*: pieces of advice by run id.
+    """
     under_way = [
         Parts(in_one_line(run, lives[run.run_id], now)) for run in runs if run.run_id in lives
     ]
     lines = [Parts(_summary_line(summary, now)) for summary in summaries]
     gap = [Text()] if under_way else []
-    return Group(RunsTable(tuple(runs), now, lives), *gap, *under_way, Text(), *lines)
+    return Group(RunsTable(tuple(runs), now, lives, advised), *gap, *under_way, Text(), *lines)
 
 
 def _summary_line(summary: Summary, now: int) -> Text:
@@ -268,9 +286,14 @@ def summary_json(summary: Summary) -> dict[str, Any]:
 
 
 def report_json(
-    runs: Sequence[Run], summaries: Sequence[Summary], now: int, lives: Mapping[str, Live]
+    runs: Sequence[Run],
+    summaries: Sequence[Summary],
+    now: int,
+    lives: Mapping[str, Live],
+    advised: Mapping[str, int] = {},
 ) -> dict[str, Any]:
     return {
         "runs": [run_json(run, now, lives.get(run.run_id)) for run in runs],
         "pipelines": [summary_json(summary) for summary in summaries],
+        "advice": {run.run_id: advised[run.run_id] for run in runs if run.run_id in advised},
     }

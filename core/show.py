@@ -3,7 +3,8 @@
 Pure functions over rows of the history. Keys of ``stagewatch show --json``: ``run`` (as in
 ``report --json``; of a run under way with ``live``, what it is doing), ``stages``, ``operations``,
 ``datasets``, ``spans`` (all that have ended, by start), ``notices`` (what was said of the run while
-it ran: ``at``, ``name``, ``attributes``). Keys are only ever added.
+it ran: ``at``, ``name``, ``attributes``), ``advice`` (that among them, by ``kind``, ``evidence``
+and ``remedy``). Keys are only ever added.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from msgspec import Struct
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from stagewatch.advice_list import advice_json, advice_list, is_advice
 from stagewatch.columns import Column, Parts, Rows, in_the_middle
 from stagewatch.figures import (
     SECOND,
@@ -79,11 +81,14 @@ def show(
     end = run.end if run.end is not None else now
     latest = max([end, *(span.end for span in spans)])
     parts: list[RenderableType] = [_header(run, live, now)]
-    if said := [notice for notice in notices if notice.name != RUN_STARTED]:
+    advice = [notice for notice in notices if is_advice(notice)]
+    if said := [one for one in notices if one.name != RUN_STARTED and not is_advice(one)]:
         parts += [Text(), _notices(said, now, everything=everything)]
     parts += [Text(), TreeView(tuple(lines), run.start, latest)]
     if stages or (live and live.stages):
         parts += [Text(), stage_table(stages, live.stages if live else (), now)]
+    if advice:
+        parts += [Text(), advice_list(advice, everything=everything)]
     missing = sorted(set(declared) - {stage.name for stage in stages})
     if missing and run.outcome == Outcome.SUCCESS:
         names = ", ".join(map(plain, missing))
@@ -368,4 +373,5 @@ def show_json(
             for span in spans
         ],
         "notices": notices_json(notices),
+        "advice": advice_json(notices),
     }

@@ -11,7 +11,7 @@ import inspect
 import sys
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
-from typing import Any
+from typing import Any, Protocol
 
 from stagewatch.safety import guarded, report
 from stagewatch.tracing import OpenStage, enter
@@ -106,7 +106,7 @@ def _around_decorated(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     def finish(error: BaseException | None, result: Any) -> Any:
         if error is None and _is_fresh(result):
             stage.pause()
-            return _driver(stage, result)
+            return driver(stage, result)
         stage.end(error, result)
         return result
 
@@ -122,7 +122,7 @@ def _is_fresh(made: Any) -> bool:
 
 
 def _around_made(name: str, made: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return _driver(_Stage(name, args, kwargs), made)
+    return driver(_Stage(name, args, kwargs), made)
 
 
 AROUND: dict[str, Callable[..., Any]] = {
@@ -140,16 +140,30 @@ first, and return its driver."""
 # --- drivers ----------------------------------------------------------------------------------
 
 
-def _driver(stage: _Stage, made: Any) -> Any:
-    driver: Any
+class Watched(Protocol):
+    """What a driver tells of the generator or coroutine it stands for."""
+
+    def go_on(self) -> None:
+        """Its frame is about to run."""
+
+    def pause(self, result: Any = None) -> None:
+        """The frame has stopped and gave *result* away."""
+
+    def end(self, error: BaseException | None, result: Any = None) -> None:
+        """It is over, perhaps before its first step."""
+
+
+def driver(stage: Watched, made: Any) -> Any:
+    """A generator or coroutine that stands for *made*, and tells *stage* what happens to it."""
+    standing: Any
     if type(made) is GeneratorType:
-        driver = _generate(_Started(stage, None), made)
+        standing = _generate(_Started(stage, None), made)
     elif type(made) is CoroutineType:
-        driver = _await(_Started(stage, made))
+        standing = _await(_Started(stage, made))
     else:
-        driver = _generate_async(_Started(stage, None), made)
-    driver.__name__, driver.__qualname__ = made.__name__, made.__qualname__
-    return driver
+        standing = _generate_async(_Started(stage, None), made)
+    standing.__name__, standing.__qualname__ = made.__name__, made.__qualname__
+    return standing
 
 
 class _Started:
@@ -161,11 +175,11 @@ class _Started:
 
     __slots__ = ("_coroutine", "_stage")
 
-    def __init__(self, stage: _Stage, coroutine: Coroutine[Any, Any, Any] | None) -> None:
-        self._stage: _Stage | None = stage
+    def __init__(self, stage: Watched, coroutine: Coroutine[Any, Any, Any] | None) -> None:
+        self._stage: Watched | None = stage
         self._coroutine = coroutine
 
-    def now(self) -> tuple[_Stage, Any]:
+    def now(self) -> tuple[Watched, Any]:
         stage, coroutine = self._stage, self._coroutine
         assert stage is not None
         self._stage = self._coroutine = None

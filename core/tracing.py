@@ -6,6 +6,7 @@ user's ``with stage(…)`` need not ask. What is seen goes to a `Sink` (journal 
 
 from __future__ import annotations
 
+import copy
 import resource
 import time
 from collections.abc import Callable, Mapping
@@ -446,6 +447,32 @@ def _add(
             recording.add(in_, out, rejected, retries, bytes_in, bytes_out)
     except Exception as error:
         report(error)
+
+
+class _Given:
+    """In place of the id generator, for a span that has a parent: its id is known already."""
+
+    def __init__(self, span_id: int) -> None:
+        self._span_id = span_id
+
+    def generate_span_id(self) -> int:
+        return self._span_id
+
+
+def start_span_as(span_id: int, name: str, context: otel_context.Context, **more: Any) -> Span:
+    """Start a span under the one of *context*, with an id that others have been told before.
+
+    *more*: as for `Tracer.start_span`. A tracer that is none of the SDK's gives it another id; a
+    no-op where nothing records.
+    """
+    recording = state.here()
+    if recording is None:
+        return trace.INVALID_SPAN
+    tracer = recording.tracer
+    if hasattr(tracer, "id_generator"):
+        tracer = copy.copy(tracer)
+        tracer.id_generator = _Given(span_id)
+    return tracer.start_span(name, context, **more)
 
 
 def detach(token: Any) -> None:

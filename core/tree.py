@@ -12,6 +12,7 @@ from msgspec import Struct
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 
+from stagewatch import spark_spans
 from stagewatch.figures import SECOND, Cell, aligned, bar, duration, plain, seconds_of
 from stagewatch.in_flight import doing_word
 from stagewatch.model import Live, LiveStage, Operation, Outcome, Role, Run, Stage
@@ -143,7 +144,7 @@ def tree(
     for span in sorted(shown.values(), key=lambda span: span.start):
         # What was called off (SIGTERM, Ctrl-C) did not fail, but it did not end well, either.
         cause = span.attributes.get(ERROR_TYPE, "failed" if span.failed else "")
-        note = plain(str(cause))
+        note = plain(str(cause)) or spark_spans.note(span.name, span.attributes)
         label = _label(span)
         if isinstance(span, _OpenStage):
             label, note = label + OPEN, "open"
@@ -194,6 +195,8 @@ def _stage_name(span: Span) -> str:
 
 def _label(span: Span) -> str:
     """The name, with the end of what was read, written or asked for."""
+    if (spark := spark_spans.label(span.name, span.attributes)) is not None:
+        return plain(spark)
     target = str(span.attributes.get(DATASET_URI) or span.attributes.get(_URL) or "")
     tail = target.rstrip("/").rpartition("/")[2] if span.role is Role.DETAIL else ""
     return plain(f"{span.name} {tail}".rstrip())

@@ -206,6 +206,10 @@ def _like(original: Any, wrap: Callable[[Function], Function]) -> Any:
     if isinstance(original, property):
         getter = wrap(original.fget) if original.fget else None
         return property(getter, original.fset, original.fdel, original.__doc__)
+    if isinstance(original, functools.cached_property):
+        found = functools.cached_property(wrap(original.func))
+        found.attrname = original.attrname
+        return found
     return wrap(original)
 
 

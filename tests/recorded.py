@@ -12,6 +12,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 
 from stagewatch import operations, recording, tracing
+from stagewatch.config import Settings
 from stagewatch.exporters.journal import (
     JournalWriter,
     is_rolled,
@@ -79,7 +80,7 @@ class Recorded:
         span = tracer.start_span("run", start_time=START)
         context = trace.set_span_in_context(span, otel_context.Context())
         self.run = recording.Run("r" * 32, pipeline, context, span.get_span_context())
-        recording.start(self.journal, self.run, tracer, 0.01, self.writer.begin)
+        recording.start(self.journal, self.run, tracer, Settings(), self.writer.begin)
         tracing.before_stage_ends[:] = [throughput.attributes, errors.attributes]
         self.token = otel_context.attach(context)
 

@@ -118,7 +118,7 @@ def test_report_of_nothing(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "opentelemetry-instrument python etl.py" in done.stdout
     empty = stagewatch(tmp_path / "state", "report", "--json")
-    assert json.loads(empty.stdout) == {"runs": [], "pipelines": []}
+    assert json.loads(empty.stdout) == {"runs": [], "pipelines": [], "advice": {}}
 
 
 def test_show_last(state: Path) -> None:

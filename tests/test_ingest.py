@@ -225,6 +225,19 @@ def test_a_call_whose_figures_came_is_counted_once(
     assert named == [START + 2 * SECOND]
 
 
+def test_a_call_that_folds_after_all(tmp_path: Path, intake: Intake) -> None:
+    """It is counted among the folded ones, and has no span."""
+    job = Job(intake, tmp_path)
+    job.open()
+    left = job.operation_left("pyspark.sql", 2.0)
+    job.put(structs.replace(left, folded=True))
+    job.dies(KILLED, at=11.0)
+    assert list(spans(tmp_path, job)) == ["flights"]
+    with open_history(tmp_path, readonly=True) as history:
+        (operation,) = history.operations(job.run)
+    assert (operation.calls, operation.folded, operation.seconds) == (1, 1, 2.0)
+
+
 def test_a_stage_whose_figures_came_is_counted_once(tmp_path: Path, intake: Intake) -> None:
     """It is forgotten that it was left."""
     job = Job(intake, tmp_path)

@@ -502,6 +502,8 @@ def test_what_the_job_notes_itself(tmp_path: Path, intake: Intake, looks: Looks)
     )  # fmt: skip
     looks.at(6, job)
     assert len(said(tmp_path, job)) == 2
+    with open_history(tmp_path, readonly=True) as history:
+        assert history.advised() == {job.run: 2}
     job.exits(100.0)
     job.dies()
     (run,) = (span for span in sent(intake, job) if span.span_id == job.span)

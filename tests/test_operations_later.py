@@ -10,6 +10,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 from stagewatch import operations, recording, semconv, stages, tracing
+from stagewatch.config import Settings
 from stagewatch.exporters.journal import JournalWriter, new_key
 from stagewatch.history import SpanRow
 from stagewatch.model import Dataset, Pipeline
@@ -175,6 +176,27 @@ def test_nested_calls_are_not_held_up(recorded: Recorded, clock: Clock) -> None:
     assert operations.open_calls == {}
 
 
+def test_nothing_came(recorded: Recorded, clock: Clock) -> None:
+    """It folds, and its stage ends; what failed, or has children, is a span all the same."""
+    with stages.stage("load"):
+        plain = act(clock)
+        failed = act(clock, ValueError())
+        call = operations.begin(COLLECT)
+        assert call is not None
+        with recorded.provider.get_tracer("mine").start_as_current_span("own"):
+            pass
+        above = operations.end_later(call)
+        assert above is not None
+    for later in (plain, failed, above):
+        later.fold()
+    assert [(ended.folded, ended.nanoseconds) for ended in recorded.of(OperationEnded)] == [
+        (True, SECOND), (False, SECOND), (False, 0),
+    ]  # fmt: skip
+    assert recorded.tree() == [
+        {"load": [{"pyspark.collect": []}, {"pyspark.collect": [{"own": []}]}]}
+    ]
+
+
 def test_an_announced_call_is_begun_in_the_journal(recorded: Recorded, clock: Clock) -> None:
     """While it is under way, once."""
     call = operations.begin(COLLECT)
@@ -262,7 +284,7 @@ def test_a_child_completes_nothing_of_its_parents(recorded: Recorded, clock: Clo
         holder.start()
         holder.join()
         own = JournalWriter(recorded.directory, new_key(), max_bytes=1 << 28)
-        recording.start(own, recorded.run, parents.tracer, 0.01)
+        recording.start(own, recorded.run, parents.tracer, Settings())
         stage = tracing.current_stage()
         assert stage is not None
         stage.hold()

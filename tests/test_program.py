@@ -34,6 +34,7 @@ from stagewatch.program import ParentRun, Program, parent_run, program
             Program(is_helper=True),
         ),
         (["python", "-m", "pyspark.daemon"], Program(module="pyspark.daemon", is_helper=True)),
+        (["python", "-m", "pyspark.worker"], Program(module="pyspark.worker", is_helper=True)),
     ],
 )
 def test_program(argv: list[str], expected: Program) -> None:

@@ -341,6 +341,7 @@ def test_report_json() -> None:
                 "last_success": None,
             }
         ],
+        "advice": {},
     }
 
 
@@ -507,3 +508,62 @@ def test_declared_stages_that_never_came() -> None:
     done = run()
     shown = printed(show(done, [], STAGES, [], [], now=NOON, declared=["load", "laod"]), 80)
     assert "declared, but never seen in this run: laod" in shown
+
+
+# --- Spark --------------------------------------------------------------------------------------
+
+
+def spark_stage(number: int, name: str, **more: object) -> Span:
+    attributes = {
+        "spark.stage.id": number, "spark.stage.attempt": 0, "spark.stage.name": name, **more,
+    }  # fmt: skip
+    failed = "error.type" in more
+    return span(FAILED, 50 + number, "spark.stage", number, 1, parent_span_id=identity(50),
+                failed=failed, attributes=attributes)  # fmt: skip
+
+
+def test_jobs_and_stages_of_spark_in_the_tree() -> None:
+    """Their number and the user's line, what is remarkable, and why one failed."""
+    spans = [
+        span(FAILED, 50, "spark.job", 0, 9, attributes={"spark.job.id": 2}),
+        spark_stage(3, "collect at /srv/etl/etl.py:12"),
+        spark_stage(4, "$anonfun$withThreadLocalCaptured$1 at CompletableFuture.java:1768"),
+        spark_stage(5, "parquet at NativeMethodAccessorImpl.java:0", **{
+            "spark.stage.attempt": 1, "spark.task.skew": 12.4, "spark.task.duration.max": 30.0,
+            "spark.spill.disk": 300_000_000,
+        }),
+        spark_stage(6, "sum at job.py:1", **{
+            "spark.task.skew": 40.0, "spark.task.duration.max": 0.2, "spark.spill.disk": 9,
+        }),
+        spark_stage(7, "count at job.py:2", **{"error.type": "ValueError", "spark.task.skew": 9.0,
+                                               "spark.task.duration.max": 30.0}),
+        span(FAILED, 60, "spark.stage", 9, 1),
+        span(FAILED, 60, "spark.stage", 9, 1),
+        span(FAILED, 61, "spark.jobs", 9.5, 1, attributes={"spark.job.id": 7}),
+    ]  # fmt: skip
+    lines = tree(FAILED, spans, [], [], now=NOON)[1:]
+    assert [(line.label, line.note, line.failed) for line in lines] == [
+        ("spark.job 2", "", False),
+        ("spark.stage 3 collect at etl.py:12", "", False),
+        ("spark.stage 4", "", False),
+        ("spark.stage 5.1", "skew ×12, spill 300 MB", False),
+        ("spark.stage 6 sum at job.py:1", "", False),
+        ("spark.stage 7 count at job.py:2", "ValueError", True),
+        ("spark.stage", "", False),
+        ("spark.jobs", "", False),
+    ]
+
+
+def test_report_says_how_much_advice_there_is() -> None:
+    """A column, where any run has some; JSON has it by run."""
+    runs = [FAILED, run(3)]
+    advice = {FAILED.run_id: 3, "of another": 9}
+    with_it, without = (
+        printed(r.report(runs, r.summarise(runs, NOON, {}), NOON, {}, found), 160)
+        for found in (advice, {})
+    )
+    assert with_it.splitlines()[0].split()[-1] == "advice"
+    assert [line.split()[-1] == "3" for line in with_it.splitlines()[1:3]] == [True, False]
+    assert "advice" not in without
+    found = r.report_json(runs, [], NOON, {}, advice)
+    assert found["advice"] == {FAILED.run_id: 3}

@@ -360,3 +360,55 @@ def test_clock() -> None:
     """A time of another day comes with its date."""
     assert figures.clock(NOON, NOON) == figures.clock(NOON, NOON + SECOND)
     assert figures.clock(NOON - 2 * 86400 * SECOND, NOON).startswith("11-19 ")
+
+
+# --- advice -------------------------------------------------------------------------------------
+
+
+def advised(kind: str, at: int = NOON) -> Notice:
+    attributes = {
+        semconv.ADVICE_KIND: kind,
+        semconv.ADVICE_EVIDENCE: "pyspark.collect at etl.py:12, Spark stage 7: 100 tasks, slow",
+        semconv.ADVICE_REMEDY: "salt the key",
+    }
+    return Notice(at=at, name=semconv.ADVICE, attributes=attributes)
+
+
+@pytest.mark.parametrize("live", [LIVE, None], ids=["while it runs", "afterwards"])
+def test_advice_stands_under_the_stages(live: Live | None) -> None:
+    """Kind, evidence and what to change; it is no news among the others. Long lists are cut."""
+    shown = picture(120, live, notices=[LATE, advised("skew"), advised("spill")])
+    lines = shown.splitlines()
+    start = lines.index("advice")
+    assert start > next(i for i, line in enumerate(lines) if line.startswith("stage "))
+    assert lines[start + 1 : start + 5] == [
+        "skew  pyspark.collect at etl.py:12, Spark stage 7: 100 tasks, slow",
+        "  → salt the key",
+        "spill  pyspark.collect at etl.py:12, Spark stage 7: 100 tasks, slow",
+        "  → salt the key",
+    ]
+    assert "run late" in shown and shown.count("skew") == 1
+    many = [advised(f"kind{number}") for number in range(20)]
+    assert "… 8 more" in picture(120, live, notices=many)
+    assert "kind19" in picture(120, live, notices=many, everything=True)
+    assert "advice" not in picture(120, live, notices=[LATE])
+
+
+def test_advice_of_a_newer_version_is_shown_as_far_as_it_goes() -> None:
+    """Attributes may be missing, or hold what moves the cursor."""
+    bare = Notice(at=NOON, name=semconv.ADVICE, attributes={semconv.ADVICE_EVIDENCE: "a\x1b[2Jb"})
+    assert "advice  a\N{REPLACEMENT CHARACTER}[2Jb" in picture(120, notices=[bare])
+
+
+def test_advice_as_json() -> None:
+    """By itself, and among the notices."""
+    found = show_json(RUN, [], [], [], [], now=NOON, notices=[LATE, advised("skew")])
+    assert found["advice"] == [
+        {
+            "at": "2026-11-21T12:00:00.000Z",
+            "kind": "skew",
+            "evidence": "pyspark.collect at etl.py:12, Spark stage 7: 100 tasks, slow",
+            "remedy": "salt the key",
+        }
+    ]
+    assert [notice["name"] for notice in found["notices"]] == ["run late", "advice"]

@@ -57,7 +57,9 @@ class Queries:
         )  # fmt: skip
         self.children = ChildRuns(self.opened, Config())
         self.keys: list[str] = []
-        self.streams = Streams()
+        self.of_actions: set[int] = set()
+        """Numbers of jobs."""
+        self.streams = Streams(self.of_actions.__contains__)
         self.directory = recorded.directory
 
     def open(self, *arguments: Any) -> Any:
@@ -108,11 +110,9 @@ def progress(number: int, seconds: float, rows: int, **changes: Any) -> events.Q
     return events.QueryProgress({**found, **changes})
 
 
-def job(
-    number: int, batch: int, *stages: int, at: int = 600, context: str | None = None
-) -> events.JobStarted:
+def job(number: int, batch: int, *stages: int) -> events.JobStarted:
     return events.JobStarted(
-        number, AT + at, list(stages), context, query=ID, batch=batch, execution=number
+        number, AT + 600, list(stages), query=ID, batch=batch, execution=number
     )
 
 
@@ -352,12 +352,11 @@ def test_figures_that_are_still_coming(queries: Queries) -> None:
     assert inside is not None
     kind = operations.OperationKind("pyspark.write.parquet", io=True, open=True)
     call = operations.begin(kind)
-    assert call is not None and call.span is not None
-    context = call.span.get_span_context()
-    traceparent = f"00-{context.trace_id:032x}-{context.span_id:016x}-01"
+    assert call is not None
     later = operations.end_later(call)
     queries.streams.leave(inside, None)
-    queries.feed(job(1, 0, 1, context=traceparent), stage(1))
+    queries.of_actions.add(1)
+    queries.feed(job(1, 0, 1), stage(1))
     queries.batch(0)
     assert queries.records(StageEnded) == []
     assert not queries.streams.is_settled
@@ -382,8 +381,9 @@ def test_triggers_without_work(queries: Queries) -> None:
 def test_queries_whose_end_nobody_tells(queries: Queries) -> None:
     """They end as it is known of their context; late events of a run that is over are nobody's."""
     queries.start()
-    queries.streams.enter(ID, 0)
-    recording.thread.elsewhere = None
+    inside = queries.streams.enter(ID, 0)
+    assert inside is not None
+    queries.streams.leave(inside, None)
     queries.streams.close(streams.Outcome.ERROR, "jvm_gone")
     queries.batch(0)
     (exiting,) = queries.records(RunExiting)
@@ -430,7 +430,7 @@ def test_what_is_measured() -> None:
 def test_without_a_run_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process whose run is not recorded has no queries either."""
     monkeypatch.setattr(child_runs, "opener", None)
-    found = Streams()
+    found = Streams(lambda job: False)
     found.take(events.QueryStarted(ID, RUN))
     found.take(progress(0, 1.0, 1))
     assert found.enter(ID, 0) is None

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
@@ -413,3 +414,14 @@ def test_own_span_under_a_stage_is_untouched(recorded: Recorded) -> None:
         trace.get_current_span().set_attribute("mine", 1)
     assert recorded.spans()[0].attributes is not None
     assert recorded.spans()[0].attributes["mine"] == 1
+
+
+def test_span_with_an_id_that_others_know(recorded: Recorded) -> None:
+    """A span can be started with a given id, and the next one has one of its own again."""
+    with stages.stage("load"):
+        here = otel_context.get_current()
+        tracing.start_span_as(0xABC, "known", here, start_time=START).end()
+        recorded.provider.get_tracer("mine").start_span("own").end()
+    ids = {span.name: int.from_bytes(span.span_id, "big") for span in recorded.spans()}
+    assert ids == {"known": 0xABC, "own": 3, "load": 2}
+    assert recorded.tree() == [{"load": [{"known": []}, {"own": []}]}]

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+import re
+from importlib.util import find_spec
+from typing import Any, Final
 
 from stagewatch.instrumentation._base import UNSEEN, Function, Instrumentor, Patch
 from stagewatch.safety import guarded
+
+_OLDEST: Final = (3, 5)
+_VERSION: Final = re.compile(r"__version__[^\n\"']*[\"'](\d+)\.(\d+)")
 
 
 class PysparkInstrumentor(Instrumentor):
@@ -14,7 +19,13 @@ class PysparkInstrumentor(Instrumentor):
     JVM when the listener there reports them."""
 
     library = "pyspark"
-    requires = ("pyspark >= 3.5",)
+    requires = ()
+    """Distributions: there are several (`pyspark`, `pyspark-client`), and under `spark-submit` there
+    is none, but a folder in ``PYTHONPATH``: the package itself says what it is."""
+
+    def instrumentation_dependencies(self) -> tuple[str, ...]:
+        """For those who ask what it is for."""
+        return ("pyspark >= {}.{}".format(*_OLDEST),)
 
     def seen_as(self, original: Function) -> str:
         """A file of PySpark's: it looks for its first frame to find the user's, which the UI shows
@@ -24,9 +35,24 @@ class PysparkInstrumentor(Instrumentor):
 
     def patches(self) -> tuple[Patch, ...]:
         """Made only where pyspark is imported."""
-        from stagewatch.instrumentation.pyspark import actions, streaming
+        release = _release()
+        if release < _OLDEST:
+            return ()
+        from stagewatch.instrumentation.pyspark import (
+            actions,
+            attaching,
+            connect,
+            executors,
+            streaming,
+        )
 
-        return (*actions.PATCHES, *streaming.PATCHES)
+        attaching.find()
+        return (
+            *actions.patches(release),
+            *connect.PATCHES,
+            *executors.PATCHES,
+            *streaming.PATCHES,
+        )
 
     def _uninstrument(self, **kwargs: Any) -> None:
         super()._uninstrument(**kwargs)
@@ -34,3 +60,13 @@ class PysparkInstrumentor(Instrumentor):
 
         with guarded:
             attaching.detach()
+
+
+def _release() -> tuple[int, int]:
+    """Of the PySpark that is going to be imported; also from a zip file."""
+    found = find_spec("pyspark")
+    if found is None or found.origin is None or found.loader is None:
+        return (0, 0)
+    path = os.path.join(os.path.dirname(found.origin), "version.py")
+    version = _VERSION.search(found.loader.get_data(path).decode())  # type: ignore[attr-defined]
+    return (int(version[1]), int(version[2])) if version else (0, 0)

@@ -12,7 +12,7 @@ from typing import Any, Final
 from stagewatch import clock, semconv
 from stagewatch.instrumentation._base import Function, Patch
 from stagewatch.instrumentation.pyspark import attaching, contexts
-from stagewatch.instrumentation.pyspark.work import Action
+from stagewatch.instrumentation.pyspark.action import Action
 from stagewatch.operations import Call, OperationKind, announce, begin, end, end_later
 from stagewatch.safety import guarded, report
 from stagewatch.stage_calls import drop_first_frame
@@ -24,62 +24,67 @@ class _UnderWay:
 
     __slots__ = ("action", "attached", "before", "call")
 
-    def __init__(self, call: Call) -> None:
-        self.call = call
+    def __init__(self) -> None:
+        self.call: Call | None = None
         self.attached: attaching.Attached | None = None
+        """None where nothing tells of its jobs."""
         self.action: Action | None = None
         self.before: str | None = None
         """The local property, as the user's thread had it."""
 
-
-def _begin(kind: OperationKind, lingers: bool) -> _UnderWay | None:
-    call = begin(kind)
-    if call is None:
-        return None
-    under_way = _UnderWay(call)
-    try:
-        if call.span is None:
-            return under_way
-        call.span.set_attributes(_call_site())
-        attached = attaching.here()
-        if attached is not None:
+    def begin(self, kind: OperationKind, *, lingers: bool, peeks: bool) -> None:
+        """What a signal handler raises in here is raised; `end` undoes what was done by then."""
+        self.call = call = begin(kind)
+        if call is None or call.span is None:
+            return
+        try:
+            call.span.set_attributes(_call_site())
+            attached = attaching.here()
+            if attached is None:
+                return
             stage = current_stage()
-            action = Action(
-                call.recording,
+            self.action = action = Action(
                 contexts.traceparent(call.span.get_span_context()),
                 call.span,
                 stage.name if stage is not None else "",
                 clock.now(),
                 not kind.io,
                 lingers,
+                peeks,
+                call.recording,
             )
-            under_way.attached, under_way.action = attached, action
-            attached.work.begin(action)
             if kind.io:
                 announce(call)  # its jobs hang under it, and may be told when its process is dead
-            under_way.before = attached.listener.enter(action.context)
-    except Exception as fault:
-        report(fault)
-    return under_way
+            attached.work.begin(action)
+            self.attached = attached
+            self.before = attached.listener.enter(action.context)
+        except Exception as fault:
+            if self.attached is None or not self.attached.work.is_over:  # else: the JVM is gone
+                report(fault)
 
-
-def _end(under_way: _UnderWay, error: BaseException | None, result: Any = None) -> None:
-    attached, action = under_way.attached, under_way.action
-    if attached is None or action is None:
-        end(under_way.call, error)
-        return
-    later = end_later(under_way.call, error)
-    with guarded:
-        if isinstance(result, Sized) and not isinstance(result, str | bytes):
-            action.rows_out = len(result)
-    attached.work.returned(action, later)
-    with guarded:
-        attached.listener.leave(under_way.before, action.context)
+    def end(self, error: BaseException | None, rows_out: int = 0) -> None:
+        call, attached, action = self.call, self.attached, self.action
+        if call is None:
+            return
+        if attached is None or action is None:
+            end(call, error, rows_out=rows_out)
+            return
+        action.rows_out = rows_out
+        try:
+            with guarded:
+                attached.work.returned(action, end_later(call, error))
+        finally:
+            try:
+                attached.listener.leave(self.before, action.context)
+            except Exception as fault:
+                attached.work.give_up(action)
+                if not attached.work.is_over:
+                    report(fault)
 
 
 def _call_site() -> dict[str, str | int]:
     """Where the user's own code called: the first frame outside of PySpark and of this product."""
-    frame = sys._getframe(3)
+    frame = sys._getframe(3)  # of who called the wrapper
     while frame is not None:
         code = frame.f_code
         name = frame.f_globals.get("__name__", "")
@@ -92,28 +97,38 @@ def _call_site() -> dict[str, str | int]:
     return {}
 
 
-def _action(module: str, path: str, name: str, *, may_fold: bool = False) -> Patch:
+def _action(
+    module: str, path: str, name: str, *, may_fold: bool = False, peeks: bool = False
+) -> Patch:
+    """*may_fold*: it often does nothing in Spark. *peeks*: as in `Action`; these may fold too."""
+    may_fold = may_fold or peeks
     kind = OperationKind(name, io=not may_fold, open=True)
-    lingers = path.endswith("toLocalIterator")
+    lingers = path.endswith(".toLocalIterator")
+    gives_rows = path in _GIVE_ROWS
 
     def factory(wrapped: Function) -> Function:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            under_way = None
+            under_way = _UnderWay()
             try:
-                under_way = _begin(kind, lingers)
+                under_way.begin(kind, lingers=lingers, peeks=peeks)
                 result = wrapped(*args, **kwargs)
             except BaseException as error:
-                if under_way is not None:
-                    _end(under_way, error)
+                under_way.end(error)
                 drop_first_frame(error)
                 raise
-            if under_way is not None:
-                _end(under_way, None, result)
+            under_way.end(None, _rows(result) if gives_rows else 0)
             return result
 
         return wrapper
 
     return Patch(module, path, factory)
+
+
+def _rows(result: Any) -> int:
+    """Of a list, a dict, a frame of pandas or a table of Arrow; a row is one, and is a tuple."""
+    if isinstance(result, tuple):
+        return 1
+    return len(result) if isinstance(result, Sized) else 0
 
 
 # --- contexts ---------------------------------------------------------------------------------
@@ -168,8 +183,6 @@ def _context_over(wrapped: Function) -> Function:
 
 # --- the table --------------------------------------------------------------------------------
 
-_FRAMES: Final = ("pyspark.sql.classic.dataframe", "pyspark.sql.dataframe")
-"""Since 4.0, before: there the second holds what Connect has in common with it."""
 _FRAME_ACTIONS: Final = (
     "approxQuantile",
     "checkpoint",
@@ -236,6 +249,21 @@ _RDD_ACTIONS: Final = (
 )
 _MAY_RUN: Final = ("sortBy", "sortByKey", "zipWithIndex")
 """Transformations that sample or count their input at once."""
+_GIVE_ROWS: Final = frozenset(
+    {
+        *(
+            f"DataFrame.{name}"
+            for name in ("collect", "first", "head", "tail", "take", "toArrow", "toPandas")
+        ),
+        *(
+            f"RDD.{name}"
+            for name in ("collect", "collectAsMap", "lookup", "take", "takeOrdered", "takeSample")
+        ),
+        "PandasConversionMixin.toPandas",
+        "RDD.top",
+    }
+)
+"""What they return are rows."""
 _FORMATS: Final = ("csv", "jdbc", "json", "orc", "parquet", "text", "xml")
 _WRITES_V2: Final = (
     "append",
@@ -247,36 +275,25 @@ _WRITES_V2: Final = (
 )
 
 
-def _classic() -> tuple[Patch, ...]:
-    rdd = "pyspark.rdd"
-    rdds = ("pyspark.core.rdd", rdd)
-    contexts_in = ("pyspark.core.context", "pyspark.context")
-    writer, reader, rest = "DataFrameWriter", "DataFrameReader", "pyspark.sql.readwriter"
+def patches(release: tuple[int, int]) -> tuple[Patch, ...]:
+    """The table for one release of PySpark: 4.0 moved what is not in Connect too."""
+    is_four = release >= (4, 0)
+    frame = "pyspark.sql.classic.dataframe" if is_four else "pyspark.sql.dataframe"
+    rdd = "pyspark.core.rdd" if is_four else "pyspark.rdd"
+    context = "pyspark.core.context" if is_four else "pyspark.context"
+    conversion = "pyspark.sql.pandas.conversion"
+    rest = "pyspark.sql.readwriter"
+    writer, reader = "DataFrameWriter", "DataFrameReader"
     return (
-        *(Patch(it, "SparkContext._ensure_initialized", _gateway_ready) for it in contexts_in),
-        *(Patch(it, "SparkContext._do_init", _context_ready) for it in contexts_in),
-        *(Patch(it, "SparkContext.stop", _context_over) for it in contexts_in),
-        *(
-            _action(it, f"DataFrame.{name}", f"pyspark.{name}")
-            for it in _FRAMES
-            for name in _FRAME_ACTIONS
-        ),
-        _action(
-            "pyspark.sql.pandas.conversion",
-            "PandasConversionMixin.toPandas",
-            "pyspark.toPandas",
-        ),
-        *(
-            _action(it, f"RDD.{name}", f"pyspark.rdd.{name}")
-            for it in rdds
-            for name in _RDD_ACTIONS
-        ),
-        *(
-            _action(it, f"RDD.{name}", f"{rdd}.{name}", may_fold=True)
-            for it in rdds
-            for name in _MAY_RUN
-        ),
-        *(_action(it, "SparkContext.runJob", "pyspark.runJob") for it in contexts_in),
+        Patch(context, "SparkContext._ensure_initialized", _gateway_ready),
+        Patch(context, "SparkContext._do_init", _context_ready),
+        Patch(context, "SparkContext.stop", _context_over),
+        _action(context, "SparkContext.runJob", "pyspark.runJob"),
+        *(_action(frame, f"DataFrame.{name}", f"pyspark.{name}") for name in _FRAME_ACTIONS),
+        _action(conversion, "PandasConversionMixin.toPandas", "pyspark.toPandas"),  # of 3.5
+        _action(frame, "DataFrame.rdd", "pyspark.rdd", may_fold=True),  # adaptive plans run
+        *(_action(rdd, f"RDD.{name}", f"pyspark.rdd.{name}") for name in _RDD_ACTIONS),
+        *(_action(rdd, f"RDD.{name}", f"pyspark.rdd.{name}", peeks=True) for name in _MAY_RUN),
         *(
             _action(rest, f"{writer}.{name}", f"pyspark.write.{name}")
             for name in ("save", *_FORMATS)
@@ -287,14 +304,11 @@ def _classic() -> tuple[Patch, ...]:
         ),
         *(_action(rest, f"{writer}V2.{name}", f"pyspark.writeTo.{name}") for name in _WRITES_V2),
         *(
-            _action(rest, f"{reader}.{name}", f"pyspark.read.{name}", may_fold=True)
+            _action(rest, f"{reader}.{name}", f"pyspark.read.{name}", peeks=True)
             for name in ("load", "table", *_FORMATS)
         ),
         _action("pyspark.sql.merge", "MergeIntoWriter.merge", "pyspark.mergeInto"),
         _action("pyspark.sql.session", "SparkSession.sql", "pyspark.sql", may_fold=True),
-        _action("pyspark.sql.group", "GroupedData.pivot", "pyspark.pivot", may_fold=True),
+        _action("pyspark.sql.group", "GroupedData.pivot", "pyspark.pivot", peeks=True),
         _action("pyspark.ml.base", "Estimator.fit", "pyspark.ml.fit"),
     )
-
-
-PATCHES: Final = _classic()

@@ -15,8 +15,9 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from stagewatch.instrumentation.pyspark import contexts, draining
+from stagewatch.instrumentation.pyspark import about, contexts, draining
 from stagewatch.instrumentation.pyspark.draining import Fate
+from stagewatch.instrumentation.pyspark.status_store import StatusStore
 from stagewatch.instrumentation.pyspark.streams import Streams
 from stagewatch.instrumentation.pyspark.work import Work
 from stagewatch.safety import guarded
@@ -29,6 +30,7 @@ _PATIENCE: Final = 0.2
 
 _logger = logging.getLogger(__name__)
 _guard = threading.Lock()
+os.register_at_fork(after_in_child=_guard._at_fork_reinit)  # type: ignore[attr-defined]
 
 
 class Attached(Struct):
@@ -36,8 +38,7 @@ class Attached(Struct):
 
     context: Any
     """`pyspark.SparkContext`."""
-    listener: Any
-    """In the JVM; see ``listener.java``."""
+    listener: draining.Teller
     work: Work
     streams: Streams
     drain: draining.Drain
@@ -51,19 +52,24 @@ class _Compiling(threading.Thread):
         super().__init__(name="stagewatch-spark-compile", daemon=True)
         self.gateway = gateway
         self.constructor: Any = None
+        self.is_over = False
 
     def run(self) -> None:
         try:
             self.constructor = _compile(self.gateway)
         except Exception as fault:
             _logger.warning(
-                "stagewatch does not see inside Spark: its listener cannot be made here (%s); "
-                "actions are recorded without their jobs and stages",
+                "stagewatch cannot put its listener into the driver's JVM (%s): it reads Spark's "
+                "status store instead, which does not tell datasets, skew or plans",
                 type(fault).__name__,
             )
+        finally:
+            self.is_over = True
 
 
 _compiling: _Compiling | None = None
+_wanted: Any = None
+"""The context that is listened to, or is going to be if that can be had."""
 current: Attached | None = None
 """The one context that a process can have."""
 
@@ -77,26 +83,29 @@ def compile_for(gateway: Any) -> None:
             _compiling.start()
 
 
-def attach(context: Any) -> None:
+def attach(context: Any, patience: float = _PATIENCE) -> None:
     """Listen to a `SparkContext` from now on, or from when the compiler is done."""
+    global _wanted
+    _wanted = context
+    about.describe(context)
     compile_for(context._gateway)
     compiling = _compiling
     if compiling is None:
         return
-    compiling.join(_PATIENCE)
-    if compiling.is_alive():
+    compiling.join(patience)
+    if compiling.is_over:
+        _attach(context, compiling)
+    else:
         threading.Thread(
             target=_attach_later, args=(context, compiling), name="stagewatch-spark", daemon=True
         ).start()
-    else:
-        _attach(context, compiling)
 
 
 @guarded
 def detach() -> None:
     """Listen no more; what has been told by then is recorded."""
-    global current
-    attached, current = current, None
+    global current, _wanted
+    attached, current, _wanted = current, None, None
     if attached is not None and attached.pid == os.getpid():
         with guarded:
             attached.listener.detach()
@@ -105,18 +114,24 @@ def detach() -> None:
 
 
 def here() -> Attached | None:
-    """What listens to the context of this process; where it was there before us, that is listened
-    to from now on."""
+    """What listens to the context of this process, if something does."""
     attached = current
-    if attached is not None:
-        return attached if attached.pid == os.getpid() else None
-    context = sys.modules["pyspark"].SparkContext._active_spark_context
-    if context is not None and (_compiling is None or _compiling.gateway is not context._gateway):
-        attach(context)
-    return current
+    if attached is None:
+        find()
+        return current
+    return attached if attached.pid == os.getpid() and not attached.work.is_over else None
+
+
+def find() -> None:
+    """Listen to a context that was there before us, as soon as that can be had."""
+    context = getattr(sys.modules.get("pyspark"), "SparkContext", None)
+    context = getattr(context, "_active_spark_context", None)
+    if context is not None and context is not _wanted:
+        attach(context, 0)
 
 
 def is_attached(context: Any) -> bool:
+    """Whether it is *context* that is listened to."""
     return current is not None and current.context is context
 
 
@@ -130,18 +145,37 @@ def _attach_later(context: Any, compiling: _Compiling) -> None:
 def _attach(context: Any, compiling: _Compiling) -> None:
     global current
     with _guard:
-        if compiling.constructor is None or is_attached(context) or context._jsc is None:
+        if context is not _wanted or is_attached(context) or context._jsc is None:
             return
         if current is not None:
-            current.drain.stop(Fate.OVER)
-        gateway = context._gateway
-        arguments = gateway.new_array(gateway.jvm.java.lang.Object, 2)
-        arguments[0], arguments[1] = contexts.PROPERTY, _CAPACITY
-        listener = compiling.constructor.newInstance(arguments)
-        listener.attach(context._jsc.sc(), _QUEUE)
-        work, streams = Work(), Streams()
+            current.drain.hurry(Fate.OVER)
+            current = None
+        listener = _listener(context, compiling.constructor)
+        if listener is None:
+            return
+        work = Work()
+        streams = Streams(work.runs)
         drain = draining.start(listener, work, streams)
         current = Attached(context, listener, work, streams, drain, os.getpid())
+
+
+def _listener(context: Any, constructor: Any) -> draining.Teller | None:
+    if constructor is None:
+        try:
+            return StatusStore(context)
+        except Exception as fault:
+            _logger.warning(
+                "stagewatch does not see inside Spark (%s): actions are recorded without their "
+                "jobs and stages",
+                type(fault).__name__,
+            )
+            return None
+    gateway = context._gateway
+    arguments = gateway.new_array(gateway.jvm.java.lang.Object, 2)
+    arguments[0], arguments[1] = contexts.PROPERTY, _CAPACITY
+    listener: draining.Teller = constructor.newInstance(arguments)
+    listener.attach(context._jsc.sc(), _QUEUE)  # type: ignore[attr-defined]
+    return listener
 
 
 def _compile(gateway: Any) -> Any:

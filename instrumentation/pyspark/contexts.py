@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-from typing import Final
-
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
-PROPERTY: Final = "stagewatch.traceparent"
-"""Name of the local property; tasks read it with `TaskContext.getLocalProperty`."""
+from stagewatch.task_parents import PROPERTY, stage_span_id
+
+__all__ = ["PROPERTY", "context", "stage_span_id", "traceparent"]
 
 
 def traceparent(span: SpanContext) -> str:
@@ -26,10 +24,3 @@ def context(value: str) -> Context | None:
     except ValueError:
         return None
     return trace.set_span_in_context(NonRecordingSpan(found)) if found.is_valid else None
-
-
-def stage_span_id(value: str, stage: int, attempt: int) -> int:
-    """Span id of a Spark stage of the action with this `traceparent`: a task can work it out before
-    that span exists."""
-    digest = hashlib.sha1(f"{value}/{stage}.{attempt}".encode(), usedforsecurity=False).digest()
-    return int.from_bytes(digest[:8], "big") or 1

@@ -18,6 +18,8 @@ _BYTES_READ: Final = "filesSize"
 _BYTES_WRITTEN: Final = "numOutputBytes"
 _FILE: Final = re.compile(r"file:/+")
 _NAME: Final = re.compile(r"[\w.$`\"]+\Z")
+_WITHOUT_HOST: Final = re.compile(r"[\w./:-]*")
+"""``derby:memory:x``, ``sqlite:/srv/x.db``: no place for a password."""
 _SCANS: Final = ("Scan", "BatchScan")
 
 
@@ -31,9 +33,12 @@ class Seen(Struct, frozen=True):
     rows_out: int | None
 
 
-def seen(executions: Iterable[ExecutionEnded]) -> Seen:
+def seen(executions: Iterable[ExecutionEnded], records_out: int = 0) -> Seen:
     """Sum up *executions*: one that runs another (``CREATE TABLE … AS``) names what that one does,
-    and has no figures of its own."""
+    and has no figures of its own.
+
+    *records_out*: as the stages counted them, for a write whose plan does not (JDBC).
+    """
     read: dict[str, list[int | None]] = {}
     written: dict[str, list[int | None]] = {}
     for execution in executions:
@@ -49,6 +54,9 @@ def seen(executions: Iterable[ExecutionEnded]) -> Seen:
                     _add(read, node.relation, node.metrics.get(_ROWS, 0), _BYTES_READ, node)
                 else:
                     _add(written, node.relation, node.metrics.get(_ROWS, 0), _BYTES_WRITTEN, node)
+    _name_tables(written)
+    if records_out and len(written) == 1 and _sum(written) is None:
+        next(iter(written.values()))[0] = records_out
     return Seen(
         (*_datasets_of(written, "out"), *_datasets_of(read, "in")), _sum(read), _sum(written)
     )
@@ -74,10 +82,28 @@ def uri(relation: str) -> str | None:
         return rest
     if kind == "jdbc":
         url, _, table = rest.partition("#")
-        where = redaction.url(url.removeprefix("jdbc:").partition(";")[0])
+        where = _database(url.removeprefix("jdbc:").partition(";")[0])
         name = table.strip() if _NAME.match(table.strip()) else ""
         return f"{where.rstrip('/')}/{name}" if name else where
     return redaction.url(_FILE.sub("file:///", rest, count=1))
+
+
+def _database(url: str) -> str:
+    if "//" in url:
+        return redaction.url(url)
+    return url if _WITHOUT_HOST.fullmatch(url) else url.partition(":")[0]
+
+
+def _name_tables(written: dict[str, list[int | None]]) -> None:
+    """A table that is created is named by one execution, its files by the one that fills it."""
+    tables = [name for name in written if _is_table(name)]
+    files = [name for name in written if not _is_table(name)]
+    if len(tables) == len(files) == 1 and written[tables[0]][0] is None:
+        written[tables[0]] = written.pop(files[0])
+
+
+def _is_table(relation: str) -> bool:
+    return relation.startswith("table:")
 
 
 def _add(

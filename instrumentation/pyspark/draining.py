@@ -12,7 +12,7 @@ import threading
 import time
 from contextlib import suppress
 from enum import Enum
-from typing import Any, Final
+from typing import Final, Protocol
 
 from stagewatch.instrumentation.pyspark import events
 from stagewatch.instrumentation.pyspark.streams import STOPPED, Streams
@@ -32,6 +32,33 @@ mostly."""
 _logger = logging.getLogger(__name__)
 
 
+class Teller(Protocol):
+    """What tells of a context's events: the listener in its JVM, or what stands in for it."""
+
+    def enter(self, context: str) -> str | None:
+        """Jobs of this thread belong to an action from now on; gives what the local property
+        was."""
+
+    def leave(self, before: str | None, context: str) -> None:
+        """The action is over."""
+
+    def left(self, context: str) -> None:
+        """`leave`, of one that never entered: its jobs say by a tag whose they are."""
+
+    def drain(self, most: int, wait: int) -> str:
+        """At most so many events, as `events.decode` takes them; waits for the first one, so many
+        milliseconds at most."""
+
+    def wake(self) -> None:
+        """A drain that waits returns, or the next one does not wait."""
+
+    def detach(self) -> None:
+        """Tell of nothing that happens from now on."""
+
+    def dropped(self) -> int:
+        """Events lost so far."""
+
+
 class Fate(Enum):
     """Why there is nothing more to come of a context."""
 
@@ -46,10 +73,10 @@ class Fate(Enum):
 class Drain:
     """Hands every event to *work* and *streams*, in order, from a thread of its own."""
 
-    def __init__(self, listener: Any, work: Work, streams: Streams) -> None:
+    def __init__(self, listener: Teller, work: Work, streams: Streams) -> None:
         self._listener = listener
+        self._work = work
         self._streams = streams
-        self._consumers: tuple[Work | Streams, ...] = (work, streams)
         self._fate: Fate | None = None
         self._hurry = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stagewatch-spark", daemon=True)
@@ -61,19 +88,29 @@ class Drain:
 
     def hurry(self, fate: Fate) -> None:
         """Nothing new will happen: take what is there, complete what waits for it, and end."""
-        atexit.unregister(self.stop)
-        self._fate = fate
-        self._hurry.set()
+        if not self._hurry.is_set():
+            self._fate = fate
+            self._hurry.set()
+            # A JVM that is stopped answers nobody: that is no reason to wait.
+            threading.Thread(target=self._wake, name="stagewatch-spark-wake", daemon=True).start()
+
+    def stop(self) -> None:
+        """`hurry`, and wait until it has: two seconds at most."""
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self.hurry(Fate.EXIT)
+            self._thread.join(_EXIT_PATIENCE)
+
+    def _wake(self) -> None:
         with suppress(Exception):  # the JVM may be gone, and the thread knows
             self._listener.wake()
 
-    def stop(self, fate: Fate = Fate.EXIT) -> None:
-        """`hurry`, and wait until it has: two seconds at most."""
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self.hurry(fate)
-            self._thread.join(_EXIT_PATIENCE)
-
     def _run(self) -> None:
+        try:
+            self._drain()
+        finally:
+            atexit.unregister(self.stop)
+
+    def _drain(self) -> None:
         until = None
         while True:
             hurries = self._hurry.is_set()
@@ -83,29 +120,27 @@ class Drain:
                 text = self._listener.drain(_MOST, 10 if hurries else _WAIT)
             except Exception:  # the JVM is gone: there is nothing more to come
                 break
-            if len(text) > 2:
+            is_empty = len(text) <= 2
+            if not is_empty:
                 self._take(text)
-            self._settle()
-            is_settled = all(consumer.is_settled for consumer in self._consumers)
+            for settle in (self._work.settle, self._streams.settle):
+                try:
+                    settle(is_empty)
+                except Exception as fault:
+                    report(fault)
+            is_settled = is_empty and self._work.is_settled and self._streams.is_settled
             if until is not None and (is_settled or time.monotonic() > until):
                 break
             if not hurries:
                 self._hurry.wait(_PAUSE)
-        self._settle(at_once=True)
-        try:
-            self._end_queries()
-        except Exception as fault:
-            report(fault)
-        self._say_dropped()
-
-    def _settle(self, *, at_once: bool = False) -> None:
-        for consumer in self._consumers:
+        for close in (self._work.close, self._close_streams):
             try:
-                consumer.settle(at_once=at_once)
+                close()
             except Exception as fault:
                 report(fault)
+        self._say_dropped()
 
-    def _end_queries(self) -> None:
+    def _close_streams(self) -> None:
         match self._fate:
             case None:
                 self._streams.close(Outcome.ERROR, "jvm_gone")
@@ -114,7 +149,7 @@ class Drain:
             case Fate.UNWATCHED:
                 self._streams.close(Outcome.ERROR, "unknown")
             case Fate.EXIT:
-                pass
+                self._streams.close()
 
     def _take(self, text: str) -> None:
         try:
@@ -123,9 +158,9 @@ class Drain:
             report(fault)
             return
         for event in found:
-            for consumer in self._consumers:
+            for take in (self._work.take, self._streams.take):
                 try:
-                    consumer.take(event)
+                    take(event)
                 except Exception as fault:
                     report(fault)
 
@@ -142,7 +177,7 @@ class Drain:
             )
 
 
-def start(listener: Any, work: Work, streams: Streams) -> Drain:
+def start(listener: Teller, work: Work, streams: Streams) -> Drain:
     """Drain *listener* until its context or the program is over."""
     drain = Drain(listener, work, streams)
     drain.start()

@@ -71,6 +71,8 @@ class StageCompleted(Struct, tag_field="type", tag="stage_completed", frozen=Tru
     """Nanoseconds."""
     gc_time: int = 0
     result_bytes: int = 0
+    cached: bool = False
+    """Some of its input is what another stage had put into Spark's cache."""
     memory_peak: int = 0
     """Most execution memory of one task."""
     failed: int = 0

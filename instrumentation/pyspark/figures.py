@@ -19,7 +19,6 @@ _SUMMED: Final = {
     semconv.SPARK_SHUFFLE_WRITE_BYTES: "shuffle_write_bytes",
     semconv.SPARK_SPILL_MEMORY: "spill_memory",
     semconv.SPARK_SPILL_DISK: "spill_disk",
-    semconv.SPARK_TASKS: "tasks",
     semconv.SPARK_TASKS_FAILED: "failed",
     semconv.SPARK_TASKS_KILLED: "killed",
 }
@@ -47,6 +46,9 @@ def of_stage(stage: StageCompleted) -> Figures:
     found: dict[str, float] = {name: getattr(stage, field) for name, field in _SUMMED.items()}
     for name, (field, unit) in _TIMES.items():
         found[name] = getattr(stage, field) / unit
+    # Of a stage that failed most tasks may never have run; of what succeeds nobody hears twice.
+    ended = stage.tasks if stage.failure is None else stage.succeeded
+    found[semconv.SPARK_TASKS] = ended + stage.failed + stage.killed
     found[semconv.SPARK_TASK_MEMORY_PEAK] = stage.memory_peak
     if stage.succeeded:
         found[semconv.SPARK_TASK_DURATION_MEDIAN] = stage.task_median / 1e3

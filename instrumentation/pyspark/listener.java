@@ -4,6 +4,7 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Collection;
 import java.util.HashMap;
+import java.util.HashSet;
 import java.util.Iterator;
 import java.util.LinkedHashSet;
 import java.util.List;
@@ -27,18 +28,24 @@ import org.apache.spark.sql.execution.ui.SparkListenerSQLExecutionStart;
  * between Spark 3.5 and 4.
  */
 public class Listener extends SparkListener {
+  /** Before a traceparent, in one of a job's tags: how Spark Connect's clients name their action. */
+  private static final String TAG = "stagewatch-";
+
   private final String property;
   private final int capacity;
   private final ConcurrentLinkedQueue told = new ConcurrentLinkedQueue();
   private final AtomicInteger waiting = new AtomicInteger();
   private final AtomicLong dropped = new AtomicLong();
   private final Object bell = new Object();
+  private boolean woken;
   private SparkContext context;
   private String queue;
 
   // Of the listener's thread alone.
   private final Map tasks = new HashMap();
   private final Map planChanges = new HashMap();
+  private final Collection cached = new HashSet();
+  private final Growth growth = new Growth();
   private Tasks last;
 
   /** @param property name of the local property that holds an action's traceparent
@@ -85,6 +92,11 @@ public class Listener extends SparkListener {
     context.listenerBus().post(new Mark(traceparent, false));
   }
 
+  /** The same for an action that did not `enter`. */
+  public void left(String traceparent) {
+    context.listenerBus().post(new Mark(traceparent, false));
+  }
+
   // --- called by the thread that drains ----------------------------------------------------------
 
   /** Waits for the first event, at most so many milliseconds.
@@ -92,7 +104,8 @@ public class Listener extends SparkListener {
   public String drain(int most, long wait) throws InterruptedException {
     if (wait > 0 && told.isEmpty()) {
       synchronized (bell) {
-        if (told.isEmpty()) bell.wait(wait);
+        if (told.isEmpty() && !woken) bell.wait(wait);
+        woken = false;
       }
     }
     StringBuilder found = new StringBuilder("[");
@@ -106,9 +119,10 @@ public class Listener extends SparkListener {
     return found.append(']').toString();
   }
 
-  /** Let a drain that waits return. */
+  /** Let a drain that waits return, or the next one not wait. */
   public void wake() {
     synchronized (bell) {
+      woken = true;
       bell.notifyAll();
     }
   }
@@ -135,7 +149,9 @@ public class Listener extends SparkListener {
     }
     told.add(json.end());
     waiting.incrementAndGet();
-    wake();
+    synchronized (bell) {
+      bell.notifyAll();
+    }
   }
 
   // --- jobs and stages -------------------------------------------------------------------------
@@ -150,7 +166,7 @@ public class Listener extends SparkListener {
     json.numbers("stages", stages);
     Properties properties = event.properties();
     if (properties != null) {
-      json.add("context", properties.getProperty(property));
+      json.add("context", contextOf(properties));
       json.number("execution", properties.getProperty("spark.sql.execution.id"));
       json.number("root", properties.getProperty("spark.sql.execution.root.id"));
       json.add("query", properties.getProperty("sql.streaming.queryId"));
@@ -158,6 +174,15 @@ public class Listener extends SparkListener {
       json.add("call_site", properties.getProperty("callSite.short"));
     }
     tell(json);
+  }
+
+  private String contextOf(Properties properties) {
+    String own = properties.getProperty(property);
+    String tags = properties.getProperty("spark.job.tags");
+    int at = own == null && tags != null ? tags.indexOf(TAG) : -1;
+    if (at < 0) return own;
+    int end = tags.indexOf(',', at);
+    return tags.substring(at + TAG.length(), end < 0 ? tags.length() : end);
   }
 
   public void onJobEnd(SparkListenerJobEnd event) {
@@ -229,8 +254,24 @@ public class Listener extends SparkListener {
     if (stage.completionTime().isDefined()) json.add("completed", ((Long) stage.completionTime().get()).longValue());
     if (stage.failureReason().isDefined()) json.add("failure", (String) stage.failureReason().get());
     if (stage.taskMetrics() != null) addMetrics(json, stage.taskMetrics());
+    if (readsCache(stage)) json.flag("cached");
     if (seen != null) seen.addTo(json);
     tell(json);
+  }
+
+  /** Whether an RDD of it had been persisted by a stage before. */
+  private boolean readsCache(StageInfo stage) {
+    boolean found = false;
+    scala.collection.Iterator infos = stage.rddInfos().iterator();
+    while (infos.hasNext()) {
+      org.apache.spark.storage.RDDInfo one = (org.apache.spark.storage.RDDInfo) infos.next();
+      if (one.storageLevel().isValid() && !cached.add(new Integer(one.id()))) found = true;
+    }
+    return found;
+  }
+
+  public void onUnpersistRDD(SparkListenerUnpersistRDD event) {
+    cached.remove(new Integer(event.rddId()));
   }
 
   private static void addMetrics(Json json, TaskMetrics metrics) {
@@ -310,7 +351,7 @@ public class Listener extends SparkListener {
     if (failure != null) json.add("error", failure.getClass().getName());
     int whole = json.length();
     try {
-      new Plan(json).add(Reflected.call(end, "qe"), failure == null);
+      new Plan(json, growth).add(Reflected.call(end, "qe"), failure == null);
     } catch (Throwable fault) {
       json.cut(whole);
       json.add("fault", fault.toString());
@@ -422,10 +463,13 @@ class Plan {
   private final Collection inputs = new LinkedHashSet();
   private final Collection outputs = new LinkedHashSet();
   private long fingerprint = 0xcbf29ce484222325L; // FNV-1a
+  private final Growth growth;
   private int seen;
+  private int inCache;
 
-  Plan(Json json) {
+  Plan(Json json, Growth growth) {
     this.json = json;
+    this.growth = growth;
   }
 
   /** @param planned whether it ran: else asking for its physical plan could make one */
@@ -456,7 +500,6 @@ class Plan {
     if (read != null) inputs.add(read);
     String written = Relations.written(plan, name);
     if (written != null) outputs.add(written);
-    if (read != null || written != null) stir(read + written);
     // What it writes to stands among the children of a V2 write, what it reads from is its query.
     if (Relations.isV2Write(name)) {
       logical(Reflected.call(plan, "query"), depth + 1);
@@ -481,8 +524,8 @@ class Plan {
     String kind = plan.getClass().getSimpleName();
     json.open();
     json.add("name", String.valueOf(Reflected.call(plan, "nodeName")));
-    metrics(Reflected.call(plan, "metrics"));
-    String relation = Relations.ofOperator(plan, kind);
+    boolean ran = metrics(Reflected.call(plan, "metrics"));
+    String relation = ran || inCache == 0 ? Relations.ofOperator(plan, kind) : null;
     if (relation != null) json.add("relation", relation);
     if (kind.equals("FileSourceScanExec")) {
       Object schema = Reflected.call(Reflected.call(plan, "relation"), "partitionSchema");
@@ -497,6 +540,11 @@ class Plan {
       Reflected.into(Reflected.call(plan, "children"), below);
       Reflected.into(Reflected.call(plan, "subqueries"), below);
     }
+    boolean fillsCache = kind.equals("InMemoryTableScanExec");
+    if (fillsCache) {
+      below.add(Reflected.call(Reflected.call(Reflected.call(plan, "relation"), "cacheBuilder"), "cachedPlan"));
+      inCache++;
+    }
     json.name("children");
     json.list();
     for (int i = 0; i < below.size() && depth < DEEPEST && seen < MOST; i++) {
@@ -505,6 +553,7 @@ class Plan {
     }
     json.endList();
     json.close();
+    if (fillsCache) inCache--;
   }
 
   /** Without what adaptive execution and commands put around an operator. */
@@ -522,17 +571,37 @@ class Plan {
     return plan;
   }
 
-  private void metrics(Object metrics) {
-    if (!(metrics instanceof scala.collection.Map)) return;
+  /** @return whether there is one that is not 0 */
+  private boolean metrics(Object metrics) {
+    if (!(metrics instanceof scala.collection.Map)) return false;
+    boolean found = false;
     json.name("metrics");
     json.open();
     scala.collection.Iterator all = ((scala.collection.Map) metrics).iterator();
     while (all.hasNext()) {
       scala.Tuple2 one = (scala.Tuple2) all.next();
       Object value = Reflected.call(one._2(), "value");
-      if (value instanceof Long && ((Long) value).longValue() > 0) json.add((String) one._1(), ((Long) value).longValue());
+      if (!(value instanceof Long)) continue;
+      long count = ((Long) value).longValue();
+      if (inCache > 0) count = growth.of(Reflected.call(one._2(), "id"), count);
+      if (count <= 0) continue;
+      json.add((String) one._1(), count);
+      found = true;
     }
     json.close();
+    return found;
+  }
+}
+
+/** What metrics of plans that fill a cache grew by: every execution that reads the cache shows them. */
+class Growth {
+  private static final int MOST = 20000;
+  private final Map last = new HashMap();
+
+  long of(Object metric, long value) {
+    if (last.size() > MOST) last.clear();
+    Object before = last.put(metric, new Long(value));
+    return before == null ? value : value - ((Long) before).longValue();
   }
 }
 
@@ -615,6 +684,7 @@ class Relations {
   private static String v2(Object table, Object name) {
     Object found = name != null ? name : Reflected.call(table, "name");
     if (table != null) {
+      if (table.getClass().getName().contains(".noop.")) return null; // writes nothing anywhere
       ArrayList paths = new ArrayList();
       Reflected.into(Reflected.call(table, "paths"), paths);
       if (!paths.isEmpty()) return path(Reflected.call(table, "formatName"), paths.get(0));
@@ -676,6 +746,11 @@ class Json {
     if (value == null) return;
     name(name);
     quote(value);
+  }
+
+  void flag(String name) {
+    name(name);
+    text.append("true");
   }
 
   /** A number that Spark keeps as text; left out where it is none. */

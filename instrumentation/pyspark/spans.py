@@ -11,19 +11,23 @@ from opentelemetry.util.types import AttributeValue
 
 from stagewatch import clock, semconv
 from stagewatch.recording import Recording
+from stagewatch.tracing import start_span_as
 
 _MS: Final = 1_000_000
 
 
 def start_span(
     recording: Recording, name: str, parent: Context, start: int, stage: str,
-    known: dict[str, AttributeValue],
+    known: dict[str, AttributeValue], span_id: int | None = None,
 ) -> Span:  # fmt: skip
-    """A detail of the run of *recording*; *stage*: of the pipeline, empty: none."""
+    """A detail of the run of *recording*; *stage*: of the pipeline, empty: none; *span_id*: that
+    others have been told before."""
     known[semconv.PIPELINE_NAME] = recording.run.pipeline.name
     known[semconv.SPAN_ROLE] = semconv.ROLE_DETAIL
     if stage:
         known[semconv.STAGE_NAME] = stage
+    if span_id is not None:
+        return start_span_as(span_id, name, parent, attributes=known, start_time=start)
     return recording.tracer.start_span(name, parent, attributes=known, start_time=start)
 
 

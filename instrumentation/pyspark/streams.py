@@ -11,7 +11,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
 from math import isfinite
@@ -138,7 +138,10 @@ class Inside(Struct, eq=False):
 class Streams:
     """The queries of one Spark context."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_an_actions: Callable[[int], bool]) -> None:
+        """*is_an_actions*: whether a job that has started is one of an action: the user's function
+        may run some."""
+        self._is_an_actions = is_an_actions
         self._queries: dict[str, _Query] = {}
         """By id: at most one run of a query is under way."""
         self._triggers: dict[str, str] = {}
@@ -235,7 +238,7 @@ class Streams:
         match event:
             case events.JobStarted() if event.query is not None and event.batch is not None:
                 batch = self._batch_of(event.query, event.batch)
-                if batch is not None and not _is_of_the_user(batch, event.context):
+                if batch is not None and not self._is_an_actions(event.job):
                     batch.jobs[event.job] = event
             case events.JobEnded():
                 for batch in self._batches():
@@ -254,9 +257,9 @@ class Streams:
             case _:
                 pass
 
-    def settle(self, *, at_once: bool = False) -> None:
-        """Finish the batches, and then the queries, that have all their figures; *at_once*:
-        nothing more is told."""
+    def settle(self, is_idle: bool = False, *, at_once: bool = False) -> None:
+        """Finish the batches, and then the queries, that have all their figures; *is_idle*: all
+        that was posted has been told; *at_once*: nothing more is told."""
         now = time.monotonic()
         for query in list(self._queries.values()):
             for batch in list(query.batches.values()):
@@ -272,8 +275,12 @@ class Streams:
             ):
                 self._end(query)
 
-    def close(self, outcome: Outcome, error_type: str) -> None:
-        """Nothing more will be told of the queries: this is what is known of them."""
+    def close(self, outcome: Outcome | None = None, error_type: str | None = None) -> None:
+        """Nothing more will be told of the queries: this is what is known of them; None: they go on
+        for now."""
+        self.settle(at_once=True)
+        if outcome is None:
+            return
         for query in list(self._queries.values()):
             self._forget(query)
             _let_go(query, query.batches)
@@ -420,13 +427,6 @@ def _let_go(query: _Query, numbers: Iterable[int]) -> None:
         batch = query.batches.pop(number)
         if batch.root is not None:
             query.child.settle(batch.root, keep=False)
-
-
-def _is_of_the_user(batch: _Batch, traceparent: str | None) -> bool:
-    """Whether a job is one of an action of the user's function."""
-    if batch.root is None or traceparent is None:
-        return False
-    return f"-{batch.root.get_span_context().trace_id:032x}-" in traceparent
 
 
 def _about(query: _Query, batch: _Batch) -> dict[str, AttributeValue]:

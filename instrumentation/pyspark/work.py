@@ -8,15 +8,17 @@ drains the listener.
 from __future__ import annotations
 
 import time
-from typing import Final
+from typing import Final, NamedTuple
 
-from msgspec import Struct, field
+from msgspec import Struct
 from opentelemetry import trace
 from opentelemetry.trace import Span
 from opentelemetry.util.types import AttributeValue
 
 from stagewatch import clock, recording, semconv
-from stagewatch.instrumentation.pyspark import datasets, events, figures
+from stagewatch.instrumentation.pyspark import contexts, datasets, events, figures
+from stagewatch.instrumentation.pyspark.action import Action
+from stagewatch.instrumentation.pyspark.executions import Executions
 from stagewatch.instrumentation.pyspark.spans import fail, moment, start_of, start_span
 from stagewatch.operations import Later
 from stagewatch.recording import Recording
@@ -24,43 +26,10 @@ from stagewatch.records import StageMeasured
 
 _GRACE: Final = 2.0
 """Seconds: ends of jobs and tasks may be told after the mark of an action that failed."""
+_LOST: Final = 10.0
+"""Seconds after which a mark that is not among what has been told was dropped on its way."""
 _MOST_ITERATORS: Final = 1000
 """Actions whose jobs may come after they have returned: results that are fetched bit by bit."""
-
-
-class Action(Struct, eq=False):
-    """One action, from its call until its figures are complete."""
-
-    recording: Recording
-    """That it counts for."""
-    context: str
-    """Its `contexts.traceparent`."""
-    span: Span
-    stage: str
-    """Of the pipeline; empty: the run itself."""
-    start: int
-    """Nanoseconds since the epoch."""
-    may_fold: bool
-    """It often does nothing in Spark: then it is counted only."""
-    lingers: bool
-    """Its jobs may come later."""
-    later: Later | None = None
-    rows_out: int = 0
-    """Rows it returned."""
-    marked: float = 0.0
-    """When all that was posted before its return had been told, on the monotonic clock."""
-    jobs: set[int] = field(default_factory=set)
-    """Open ones."""
-    job_count: int = 0
-    executions: set[int] = field(default_factory=set)
-    """Open ones."""
-    ended: list[events.ExecutionEnded] = field(default_factory=list)
-    stages: list[events.StageCompleted] = field(default_factory=list)
-    sums: dict[str, float] = field(default_factory=dict)
-    busy_since: int = 0
-    """When the first of the open jobs started, ms."""
-    busy: int = 0
-    """Milliseconds in which at least one job was open."""
 
 
 class _Job(Struct, eq=False):
@@ -68,7 +37,14 @@ class _Job(Struct, eq=False):
     recording: Recording
     span: Span
     action: Action | None
-    stages: frozenset[int]
+    stages: list[int]
+    context: str | None
+    """As its tasks know it, be it of a live action or not."""
+
+
+class _Stage(Struct, eq=False):
+    span: Span
+    job: _Job
 
 
 class Work:
@@ -78,16 +54,19 @@ class Work:
         self._actions: dict[str, Action] = {}
         self._lingering: dict[str, Action] = {}
         self._jobs: dict[int, _Job] = {}
-        self._stages: dict[tuple[int, int], Span] = {}
-        self._executions: dict[int, Action | None] = {}
+        self._stages: dict[tuple[int, int], _Stage] = {}
+        self._executions = Executions()
         self._slots: dict[str, int] = {}
         self._sums: dict[str, dict[str, float]] = {}
         """By stage of the pipeline, over the run."""
         self._slot_seconds: dict[str, float] = {}
+        self.is_over = False
+        """Nothing is told any more."""
 
     @property
     def is_settled(self) -> bool:
-        return not self._actions
+        """Nothing that has returned waits for its figures."""
+        return all(action.later is None for action in list(self._actions.values()))
 
     @property
     def slots(self) -> int:
@@ -102,11 +81,23 @@ class Work:
 
     def returned(self, action: Action, later: Later | None) -> None:
         """It is over, and waits for its figures; None: nobody wants them."""
+        action.returned = time.monotonic()
+        action.later = later
         if later is None:
             self._actions.pop(action.context, None)
-        action.later = later
+        elif self.is_over:
+            self._finish(action)
+
+    def give_up(self, action: Action) -> None:
+        """Of one that has returned no figures will come, for Spark could not be told that it
+        has."""
+        self._finish(action)
 
     # --- from the thread that drains ----------------------------------------------------------
+
+    def runs(self, job: int) -> bool:
+        """Whether an open job is an action's, or nobody's, but not a streaming query's."""
+        return job in self._jobs
 
     def take(self, event: events.Event) -> None:
         """One event of the listener."""
@@ -123,6 +114,10 @@ class Work:
                 self._execution_started(event)
             case events.ExecutionEnded():
                 self._execution_ended(event)
+            case events.Entered():
+                action = self._actions.get(event.context)
+                if action is not None:
+                    action.entered = True
             case events.Marked():
                 action = self._actions.get(event.context)
                 if action is not None:
@@ -134,22 +129,31 @@ class Work:
             case _:
                 pass
 
-    def settle(self, *, at_once: bool = False) -> None:
+    def settle(self, is_idle: bool) -> None:
         """Complete the actions that have all their figures, or will not get them any more;
-        *at_once*: nothing more is told."""
+        *is_idle*: all that was posted has been told."""
         now = time.monotonic()
         for action in list(self._actions.values()):
             if action.later is None:
                 continue
             is_complete = action.marked and not (action.jobs or action.executions)
-            if is_complete or at_once or (action.marked and now - action.marked > _GRACE):
-                del self._actions[action.context]
-                self._complete(action, action.later)
-        if at_once:
-            for span in (*self._stages.values(), *(job.span for job in self._jobs.values())):
-                span.end()
-            self._stages.clear()
-            self._jobs.clear()
+            is_late = action.marked and now - action.marked > _GRACE
+            is_lost = is_idle and not action.marked and now - action.returned > _LOST
+            if is_complete or is_late or is_lost:
+                self._finish(action)
+
+    def close(self) -> None:
+        """Nothing more is told."""
+        self.is_over = True
+        for action in list(self._actions.values()):
+            if action.later is not None:
+                self._finish(action)
+        for stage in self._stages.values():
+            stage.span.end()
+        for job in self._jobs.values():
+            job.span.end()
+        self._stages.clear()
+        self._jobs.clear()
 
     # --- jobs and stages ----------------------------------------------------------------------
 
@@ -157,10 +161,13 @@ class Work:
         current = recording.active
         if current is None:
             return
-        action = self._action_of(event.context)
-        if action is None and event.query is not None:  # a batch of a stream
-            self._disown(event.execution, event.root)
-            return
+        root = event.root if event.root is not None else event.execution
+        # A context that is not live was inherited by a thread of a pool.
+        action = self._action_of(event.context) or self._executions.owner(root)
+        if root is not None:
+            self._executions.claim(root, action)
+        if action is None and event.query is not None:
+            return  # a batch of a stream
         if action is not None:
             current = action.recording
         start = moment(event.at, action.start if action else 0)
@@ -170,16 +177,13 @@ class Work:
         parent = current.run.context if action is None else trace.set_span_in_context(action.span)
         stage = action.stage if action else ""
         span = start_span(current, semconv.SPARK_JOB, parent, start, stage, known)
-        self._jobs[event.job] = _Job(event.job, current, span, action, frozenset(event.stages))
+        self._jobs[event.job] = _Job(event.job, current, span, action, event.stages, event.context)
         if action is None:
             return
         if not action.jobs:
             action.busy_since = event.at
         action.jobs.add(event.job)
         action.job_count += 1
-        root = event.root if event.root is not None else event.execution
-        if root is not None and self._executions.get(root, action) is None:
-            self._adopt(root, action)
 
     def _job_ended(self, event: events.JobEnded) -> None:
         job = self._jobs.pop(event.job, None)
@@ -206,32 +210,44 @@ class Work:
         start = moment(event.at, start_of(job.span))
         parent = trace.set_span_in_context(job.span)
         stage = job.action.stage if job.action else ""
-        self._stages[event.stage, event.attempt] = start_span(
-            job.recording, semconv.SPARK_STAGE, parent, start, stage, known
-        )
+        context = job.context
+        span_id = contexts.stage_span_id(context, event.stage, event.attempt) if context else None
+        current = job.recording
+        span = start_span(current, semconv.SPARK_STAGE, parent, start, stage, known, span_id)
+        self._stages[event.stage, event.attempt] = _Stage(span, job)
+        if current.settings.spark_executors:
+            current.begin(span)  # its tasks hang under it, and are told by others
 
     def _stage_completed(self, event: events.StageCompleted) -> None:
-        span = self._stages.pop((event.stage, event.attempt), None)
-        if span is None:
+        stage = self._stages.pop((event.stage, event.attempt), None)
+        if stage is None:
             return
+        span, action = stage.span, stage.job.action
         found = figures.of_stage(event)
         span.set_attributes(found)
         if event.failure is not None:
             fail(span, event.error or "stage_failed")
         end = event.completed
         span.end(moment(end, start_of(span)) if end is not None else clock.now())
-        job = self._job_of(event.stage)
-        action = job.action if job is not None else None
         if action is not None:
-            action.stages.append(event)
-            figures.add(action.sums, found)
-        current = job.recording if job is not None else recording.active
-        if current is not None:
-            self._measure(current, action.stage if action is not None else "", found)
+            self._stage_of_action(action, event, found)
+        self._measure(stage.job.recording, action.stage if action is not None else "", found)
+
+    def _stage_of_action(
+        self, action: Action, event: events.StageCompleted, found: figures.Figures
+    ) -> None:
+        if action.context in self._lingering:
+            # Its operation is over, but what its iterator goes on to read is read.
+            if action.reads and action.later is not None and not event.cached:
+                action.later.count(event.input_records, bytes_in=event.input_bytes)
+            return
+        action.stages.append(event)
+        figures.add(action.sums, found)
 
     def _measure(self, current: Recording, stage: str, found: figures.Figures) -> None:
-        if current is not recording.active:
-            current.sink.append(StageMeasured(current.run.run_id, stage, figures.increments(found)))
+        if current is not recording.active:  # a streaming query, which has sums of its own
+            values = figures.increments(found)
+            current.sink.append(StageMeasured(current.run.run_id, stage, values))
             return
         sums = self._sums.setdefault(stage, {})
         figures.add(sums, found)
@@ -242,77 +258,86 @@ class Work:
         current.sink.append(StageMeasured(current.run.run_id, stage, values))
 
     def _job_of(self, stage: int) -> _Job | None:
-        # Of several jobs that share a stage the newest runs it.
-        found = [job for job in self._jobs.values() if stage in job.stages]
-        return found[-1] if found else None
+        # Of several jobs that share a stage Spark runs it for the oldest.
+        return next((job for job in self._jobs.values() if stage in job.stages), None)
 
     def _action_of(self, context: str | None) -> Action | None:
         if context is None:
             return None
-        # A context that is not live was inherited by a thread of a pool.
         return self._actions.get(context) or self._lingering.get(context)
 
     # --- SQL ------------------------------------------------------------------------------------
 
     def _execution_started(self, event: events.ExecutionStarted) -> None:
         root = event.root if event.root is not None else event.execution
-        known = self._executions.get(root)
-        if known is not None:
-            self._adopt(event.execution, known)
-            return
-        # The event does not say whose it is; a job of it will, if more than one action is open.
-        live = [action for action in self._actions.values() if not action.marked]
-        self._executions[event.execution] = None
-        if len(live) == 1:
-            self._adopt(event.execution, live[0])
-
-    def _adopt(self, execution: int, action: Action) -> None:
-        self._executions[execution] = action
-        action.executions.add(execution)
-
-    def _disown(self, *executions: int | None) -> None:
-        for execution in executions:
-            action = self._executions.get(execution) if execution is not None else None
-            if action is not None and execution is not None:
-                action.executions.discard(execution)
-                self._executions[execution] = None
+        live = [it for it in self._actions.values() if it.entered and not it.marked]
+        self._executions.start(event.execution, root, live)
 
     def _execution_ended(self, event: events.ExecutionEnded) -> None:
-        action = self._executions.pop(event.execution, None)
-        if action is not None:
-            action.executions.discard(event.execution)
+        action = self._executions.end(event.execution)
+        if action is not None and action.context in self._actions:
             action.ended.append(event)
 
     # --- the end of an action ---------------------------------------------------------------------
 
-    def _complete(self, action: Action, later: Later) -> None:
+    def _finish(self, action: Action) -> None:
+        # Both the thread that drains and the user's may come here: who takes it out completes it.
+        if self._actions.pop(action.context, None) is None or action.later is None:
+            return
         if action.lingers:
             self._lingering[action.context] = action
             while len(self._lingering) > _MOST_ITERATORS:
                 del self._lingering[next(iter(self._lingering))]
         if action.may_fold and not (action.job_count or action.ended):
-            later.fold()
-            return
-        seen = datasets.seen(action.ended)
-        reads, writes = seen.rows_in, seen.rows_out
-        if not action.ended:  # RDDs have no plan to tell
-            reads = int(action.sums.get(semconv.SPARK_INPUT_RECORDS, 0)) or None
-            writes = int(action.sums.get(semconv.SPARK_OUTPUT_RECORDS, 0)) or None
+            action.later.fold()
+        else:
+            self._complete(action, action.later)
+
+    def _complete(self, action: Action, later: Later) -> None:
+        seen = datasets.seen(action.ended, int(action.sums.get(semconv.SPARK_OUTPUT_RECORDS, 0)))
+        counted = _count(action, seen)
         if action.stages:
             wall = action.busy / 1e3
             known = self._slot_seconds.get(action.stage, 0)
             self._slot_seconds[action.stage] = known + wall * self.slots
             self._measure(action.recording, action.stage, {})
         later.complete(
-            rows_in=reads or 0,
-            rows_out=action.rows_out or writes or 0,
-            reads=reads,
-            writes=writes,
-            bytes_in=int(action.sums.get(semconv.SPARK_INPUT_BYTES, 0)),
+            rows_in=counted.rows_in or 0,
+            rows_out=action.rows_out or counted.rows_out or 0,
+            reads=counted.rows_in,
+            writes=counted.rows_out,
+            bytes_in=counted.bytes_in,
             bytes_out=int(action.sums.get(semconv.SPARK_OUTPUT_BYTES, 0)),
-            datasets=seen.datasets,
+            datasets=() if action.peeks else seen.datasets,
             attributes=_attributes(action, seen),
         )
+        if action.lingers:
+            action.reads = counted.rows_in is not None
+            action.ended.clear()
+            action.stages.clear()
+
+
+class _Counted(NamedTuple):
+    rows_in: int | None
+    rows_out: int | None
+    bytes_in: int
+
+
+def _count(action: Action, seen: datasets.Seen) -> _Counted:
+    """What came from and went to the outside. Spark counts as its input also what a range makes up
+    and what it takes out of its own cache: that was read by whoever filled it."""
+    records = int(action.sums.get(semconv.SPARK_INPUT_RECORDS, 0))
+    size = int(action.sums.get(semconv.SPARK_INPUT_BYTES, 0))
+    is_cached = any(stage.cached for stage in action.stages)
+    rows_in, rows_out = seen.rows_in, seen.rows_out
+    if not action.ended:  # RDDs have no plan to tell
+        rows_in = records if size and not is_cached else None
+        rows_out = int(action.sums.get(semconv.SPARK_OUTPUT_RECORDS, 0)) or None
+    elif action.lingers and any(dataset.direction == "in" for dataset in seen.datasets):
+        rows_in = None if is_cached else records  # its execution ended before its jobs began
+    if is_cached:
+        size = sum(dataset.bytes or 0 for dataset in seen.datasets if dataset.direction == "in")
+    return _Counted(None if action.peeks else rows_in, rows_out, size)
 
 
 def _attributes(action: Action, seen: datasets.Seen) -> dict[str, AttributeValue]:

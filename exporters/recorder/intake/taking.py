@@ -70,7 +70,7 @@ def take(books: Books, journal: Journal, record: Taken, batch: Batch) -> None:
         case OperationEnded():
             batch.operation(record.stage, record.name).add(
                 1,
-                0,
+                int(record.folded),
                 int(record.error_type is not None),
                 record.nanoseconds,
                 record.rows_in,
@@ -79,6 +79,8 @@ def take(books: Books, journal: Journal, record: Taken, batch: Batch) -> None:
             if record.error_type is not None:
                 batch.failures[record.stage, record.name, record.error_type] += 1
             journal.left.pop(record.span_id, None)
+            if record.folded:
+                journal.begun.pop(record.span_id, None)
         case TallySpilled():
             batch.operation(record.stage, record.name).add(
                 1,

@@ -20,8 +20,8 @@ class PysparkInstrumentor(Instrumentor):
 
     library = "pyspark"
     requires = ()
-    """Distributions: there are several (`pyspark`, `pyspark-client`), and under `spark-submit` there
-    is none, but a folder in ``PYTHONPATH``: the package itself says what it is."""
+    """Distributions: there are several (`pyspark`, `pyspark-client`), and under `spark-submit`
+    there is none, but a folder in ``PYTHONPATH``: the package itself says what it is."""
 
     def instrumentation_dependencies(self) -> tuple[str, ...]:
         """For those who ask what it is for."""

@@ -16,16 +16,18 @@ from typing import Any, Final
 
 from rich.text import Text
 
-from stagewatch import checks, config, reading, values
+from stagewatch import checks, config, reading, spark_checks, values
 from stagewatch.checks import Check, Level
 from stagewatch.database import FILE
 from stagewatch.exporters import state
 from stagewatch.exporters.journal import pid_namespace
 from stagewatch.exporters.recorder.start import dies_with_us, has_living_recorder, no_room
+from stagewatch.exporters.recorder.watching import kernel
 from stagewatch.figures import items, size
 from stagewatch.history import open_history
 from stagewatch.model import DeclaredStage, Sla
 from stagewatch.semconv import REASON, SIGNAL, TELEMETRY_DROPPED
+from stagewatch.system import LINUX
 
 SIGNS: Final = {
     Level.OK: ("✓", "green"),
@@ -46,12 +48,14 @@ def examine(environ: Mapping[str, str], directory: Path) -> list[Check]:
     goal = state.destination(environ)
     looks: list[tuple[str, Callable[[], Iterable[Check]]]] = [
         ("versions", checks.versions),
+        ("system", _system),
         ("configuration", lambda: _configuration(here)),
         ("configuration", lambda: _without_effect(here)),
         ("settings", lambda: _variables(environ)),
         ("settings", lambda: checks.settings(environ)),
         ("distro", lambda: checks.launcher(environ)),
         ("libraries", lambda: checks.instrumentors(environ)),
+        ("spark", lambda: spark_checks.spark(environ)),
         ("state", lambda: _state(here)),
         ("recorder", lambda: _recorder(here, goal)),
         ("backend", lambda: checks.backend(goal, environ)),
@@ -93,6 +97,20 @@ def checks_json(found: Sequence[Check]) -> dict[str, Any]:
 
 
 # --- what we look at --------------------------------------------------------------------------
+
+
+def _system() -> Iterator[Check]:
+    """What this system does not tell; nothing where it tells all."""
+    if not LINUX:
+        text = "macOS tells a parent alone how a process ended: start it with `stagewatch run`; "
+        text += "else its own last word counts, and who is killed or calls sys.exit is unknown"
+        yield Check(Level.OK, "system", text)
+        text = "macOS shows no I/O and no peak memory of a process that runs: none is called stuck"
+        yield Check(Level.OK, "system", text)
+    if kernel.reader() is None:
+        missing = "/proc" if LINUX else "psutil"
+        text = f"{missing} is missing: CPU, memory and I/O of jobs that run are not seen"
+        yield Check(Level.WARNING if LINUX else Level.TROUBLE, "system", text)
 
 
 def _configuration(here: reading.Place) -> Iterator[Check]:

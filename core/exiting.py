@@ -21,6 +21,7 @@ from stagewatch.model import Outcome
 from stagewatch.opened import Opened
 from stagewatch.records import RunExiting
 from stagewatch.stage_calls import drop_first_frame
+from stagewatch.system import LINUX, PEAK_UNIT
 
 
 def exiting(opened: Opened, children: Iterable[Opened] = ()) -> None:
@@ -73,9 +74,9 @@ def _run_exiting(opened: Opened) -> RunExiting:
             redaction.attributes(attributes, messages=opened.settings.exception_messages)
         ),
         cpu_seconds=max(0.0, usage.ru_utime + usage.ru_stime - opened.cpu_before),
-        memory_peak=usage.ru_maxrss * 1024,
+        memory_peak=usage.ru_maxrss * PEAK_UNIT,
         uptime=uptime(),
-        is_final=opened.ships_itself,
+        is_final=opened.ships_itself or not LINUX,  # there nobody can ask the kernel
     )
 
 
@@ -115,8 +116,7 @@ def _as_status(code: object) -> int:
 
 
 def _message(error: BaseException, settings: Settings) -> str | None:
-    try:
-        text = str(error)
-    except Exception:  # their __str__, not ours
-        return None
-    return text if settings.exception_messages else redaction.message(text)
+    text = failures.error_message(error)
+    if text is None or settings.exception_messages:
+        return text
+    return redaction.message(text)

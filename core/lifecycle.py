@@ -30,6 +30,7 @@ from stagewatch.opened import Opened, record
 from stagewatch.opening import environment, open_in_journal, span_without_sdk
 from stagewatch.processors import errors, throughput
 from stagewatch.surroundings import prepare
+from stagewatch.system import LINUX
 
 _began = time.thread_time_ns()
 _opened: Opened | None = None
@@ -53,8 +54,8 @@ def open_run(
 
         place = _opened.state_directory, _opened.room
         resident.start(*place, environment(prepared.config), _opened.alone)
-        if "-m" in sys.orig_argv:
-            learn_exit_code()
+    if (_opened.alone or not LINUX) and _opened.owner and "-m" in sys.orig_argv:
+        learn_exit_code()
     _begin(_opened)
     children = ChildRuns(_opened, prepared.config)
     child_runs.opener = children.open

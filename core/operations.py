@@ -368,13 +368,9 @@ class Later(Struct):
                 stage.let_go()
 
 
-def end_later(
-    call: Call, error: BaseException | None = None, cause: str | None = None
-) -> Later | None:
+def end_later(call: Call, error: BaseException | None = None) -> Later | None:
     """`end` of a call whose kind is ``open`` and whose figures come after it has returned: its
     end is in the journal now, its span when they are complete. None: nothing is to come.
-
-    *cause*: the ``error.type``, where *error* is not it (what an engine wraps around it).
     """
     call.base.open = call.outer
     ticks = _ticks()
@@ -389,19 +385,16 @@ def end_later(
         call.operation[0] = 0
         end = _clock() - (_ticks() - ticks)
         stage = current_stage()
-        failed_as = None
-        if error is not None:
-            failed_as = cause or error_type(error)
+        outcome, failed_as = verdict(error)
+        if error is not None and failed_as is not None:
             fail_span(span, error, recorded=recording.doing().has_recorded(error, span))
-            span.set_attribute(semconv.ERROR_TYPE, failed_as)
         span_id = span.get_span_context().span_id.to_bytes(8, "big")
         name = stage.name if stage is not None else ""
-        outcome = verdict(error)[0].value
         ended = records.OperationEnded(
             recording.run.run_id, name, call.kind.name, ticks - call.start, 0, 0, failed_as, span_id
         )
         recording.begin(span)
-        recording.sink.append(records.SpanLeft(span_id, end, outcome, failed_as, ended))
+        recording.sink.append(records.SpanLeft(span_id, end, outcome.value, failed_as, ended))
         if stage is not None:
             stage.hold()  # last: who holds it has to let it go
         return Later(recording, span, stage, end, ended, call.children)

@@ -8,28 +8,52 @@ all of a systemd unit reaches the command without us; one for this process alone
 on. The kernel does not tell which it was, and the sender's group says nothing (a script that kills
 its child is in the same group). So another process of the group, which blocks all signals, is a
 witness: what is pending there came for everybody.
+
+macOS cannot be asked for a death without reaping, nor for signals without waiting, nor for what is
+pending elsewhere: there handlers note signals, and the witness is a Python that is asked itself.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from contextlib import suppress
 
 from stagewatch.exporters.recorder.watching import exits
+from stagewatch.system import DESCRIPTORS, LINUX, PEAK_UNIT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from resource import struct_rusage
     from typing import NoReturn
 
 _ALL = frozenset(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}
 _STOPS = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
 _EVERYBODY_SECONDS = 0.02
 """In which a signal for many reaches all of them: it is sent to one after the other."""
+_UPTIME = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _WITNESSES = "/bin/cat", "/usr/bin/cat"
 _PR_SET_DUMPABLE = 4
+_PASSED_ON = (
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGTERM,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGALRM,
+)
+"""On macOS. Those that stop, stop us there as they do the rest of the group."""
+_WITNESS = """
+import os, signal
+while os.read(0, 1):
+    seen = signal.sigpending()
+    for number in seen: signal.sigwait([number])
+    os.write(1, bytes([0, *seen]))
+"""
 
 
 def run(become: Callable[[Child], NoReturn]) -> NoReturn:
@@ -49,8 +73,10 @@ def run(become: Callable[[Child], NoReturn]) -> NoReturn:
         finally:
             os._exit(126)
     try:
+        os.close(writes)
+        os.close(ready)
         _let_go_of_all_but(reads, is_ready)
-        witness = _Witness()
+        witness = _Witness() if LINUX else _AskedWitness()
         os.close(is_ready)
         _attend(pid, reads, witness)
     except Exception:  # ours: then without signals and word, but to the true end
@@ -59,16 +85,21 @@ def run(become: Callable[[Child], NoReturn]) -> NoReturn:
         _end_as(os.waitpid(pid, 0)[1])
 
 
-def _attend(pid: int, reads: int, witness: _Witness) -> NoReturn:
-    status = _wait(pid, witness)
-    at = time.time_ns(), time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+def _attend(pid: int, reads: int, witness: _Witness | _AskedWitness) -> NoReturn:
+    usage = None
+    if isinstance(witness, _Witness):
+        status = _wait(pid, witness)
+    else:
+        status, usage = _wait_and_reap(pid, witness)
+    at = time.time_ns(), time.clock_gettime_ns(_UPTIME)
     word = os.read(reads, 1 << 16)
     if word:
         room, ticks, seconds, cpu, memory = word.split(b"\0")
         process = os.fsdecode(room), pid, int(ticks)
-        exits.leave(*process, status, *at)
-        _, _, usage = os.wait4(pid, 0)
-        peak = usage.ru_maxrss * 1024 if usage.ru_maxrss > int(memory) else 0
+        if usage is None:
+            exits.leave(*process, status, *at)
+            _, _, usage = os.wait4(pid, 0)
+        peak = usage.ru_maxrss * PEAK_UNIT if usage.ru_maxrss > int(memory) else 0
         used = max(usage.ru_utime + usage.ru_stime - float(cpu), 0.0)
         exits.leave(*process, status, *at, used, peak)
         if float(seconds):
@@ -124,7 +155,7 @@ def _let_go_of_all_but(*kept: int) -> None:
     for standard in {0, 1, 2} - {*kept, null}:
         os.dup2(null, standard)
     try:
-        held = [int(name) for name in os.listdir("/proc/self/fd")]
+        held = [int(name) for name in os.listdir(DESCRIPTORS)]
     except OSError:
         return
     for descriptor in set(held) - {0, 1, 2, *kept}:
@@ -152,6 +183,29 @@ def _wait(child: int, witness: _Witness) -> int:
         if is_to_stop and stopped_by:
             _stop(stopped_by)
             is_to_stop, stopped_by = False, 0
+
+
+def _wait_and_reap(child: int, witness: _AskedWitness) -> tuple[int, struct_rusage]:
+    """Until *child* is dead: on macOS. Returns how it ended, and what it used."""
+    told, tells = os.pipe()
+    os.set_blocking(tells, False)
+    signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
+    for noted in (*_PASSED_ON, signal.SIGCHLD):
+        signal.signal(noted, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ALL)
+    seen: set[int] = set()
+    while True:
+        dead, status, usage = os.wait4(child, os.WNOHANG)
+        if dead:
+            signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
+            return status, usage
+        received = set(os.read(told, 1 << 10)) - {signal.SIGCHLD}
+        if received:
+            time.sleep(_EVERYBODY_SECONDS)
+            seen |= witness.saw()
+        for number in received - seen:
+            os.kill(child, number)
+        seen -= received
 
 
 def _receive() -> set[int]:
@@ -249,6 +303,28 @@ class _Witness:
         os.close(reads)
 
 
+class _AskedWitness:
+    """The same where nobody else sees what is pending with a process. It ends when we do."""
+
+    def __init__(self) -> None:
+        asked, self._asks = os.pipe()
+        self._answers, answered = os.pipe()
+        onto = ((os.POSIX_SPAWN_DUP2, asked, 0), (os.POSIX_SPAWN_DUP2, answered, 1))
+        command = [sys.executable, "-I", "-S", "-c", _WITNESS]
+        with suppress(OSError):
+            os.posix_spawn(sys.executable, command, {}, file_actions=onto)
+        os.close(asked)
+        os.close(answered)
+
+    def saw(self) -> set[int]:
+        """The signals that it was sent too, since it was last asked."""
+        try:
+            os.write(self._asks, b"?")
+            return set(os.read(self._answers, 1 + len(_ALL)))
+        except OSError:  # it is not there
+            return set()
+
+
 def _see_off(room: str, seconds: float) -> None:
     """Everything here ends with us: let the recorder take in all there is, send it, and end.
 
@@ -284,6 +360,11 @@ def _end_as(status: int) -> NoReturn:
 
 
 def _leave_no_core() -> None:
+    if not LINUX:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        return
     # A limit of 0 would not stop a core that the system pipes into a program.
     import ctypes
 

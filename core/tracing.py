@@ -26,6 +26,7 @@ from stagewatch.model import Outcome, Pipeline
 from stagewatch.recording import Counts, Recording, Run, thread
 from stagewatch.records import StageEnded
 from stagewatch.safety import report
+from stagewatch.system import PEAK_UNIT
 
 FULL_SPANS = 100
 """Calls of one stage name in a run that get a span; the rest fold into a tally."""
@@ -231,7 +232,7 @@ class OpenStage:
                 outcome,
                 error_type,
                 max(0.0, _cpu_seconds(usage) - self._cpu),
-                usage.ru_maxrss * 1024,
+                usage.ru_maxrss * PEAK_UNIT,
                 frame_rows_in,
                 frame_rows_out,
             )

@@ -7,12 +7,14 @@ is not whole does not fit its checksum.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from struct import Struct
 from typing import Final
@@ -21,6 +23,7 @@ from stagewatch.exporters.memory import Memory
 from stagewatch.exporters.page import Cell, PageWriter, ThreadSlot, Words
 from stagewatch.records import Record, encode
 from stagewatch.safety import report
+from stagewatch.system import LINUX
 
 FRAME: Final = Struct("=II")
 ROLLED: Final = 0xFFFFFFFF
@@ -47,15 +50,29 @@ def page_path(directory: Path, key: str) -> Path:
 def start_ticks(pid: int | str = "self") -> int:
     """When a process started, in clock ticks since boot; OSError if there is no such process.
 
-    0 for this one where there is no /proc.
+    0 for this one where there is no /proc. On macOS in hundredths of a second since the epoch.
     """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return int(file.read().rsplit(b")", 1)[1].split()[19])
     except FileNotFoundError:
+        if not LINUX:
+            return _ticks_by_psutil(os.getpid() if pid == "self" else int(pid))
         if pid == "self":
             return 0
         raise
+
+
+def _ticks_by_psutil(pid: int) -> int:
+    import psutil
+
+    began: float | None = None
+    with suppress(psutil.Error):
+        # Not `create_time()`, which follows the clock when somebody sets it, in one process only.
+        began = psutil.Process(pid)._ident[1]
+    if began is None:
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+    return round(began * 100)
 
 
 def pid_namespace() -> int:
@@ -99,7 +116,8 @@ def boot_id() -> str:
         with open("/proc/sys/kernel/random/boot_id") as file:
             return file.read().strip()
     except OSError:
-        return ""
+        # The time of the boot that macOS tells follows the clock; its first process's does not.
+        return "" if LINUX else f"since-{start_ticks(1)}"
 
 
 def oom_kills(pid: int | str = "self") -> dict[str, int]:

@@ -8,14 +8,15 @@ exec and death end it.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
-import sys
 from pathlib import Path
 from struct import Struct
 from typing import Final
 
 from stagewatch.exporters import memory
+from stagewatch.system import LINUX
 
 _F_OFD_GETLK: Final = 36
 _F_OFD_SETLK: Final = 37
@@ -27,7 +28,7 @@ _FLOCK: Final = Struct("@hhqqi4x")  # type, whence, start, length, pid
 def hold(path: Path) -> int:
     """Lock the file *path* for as long as this process lives, or until `let_go` of what is
     returned; 0 where that cannot be done."""
-    if sys.platform != "linux":
+    if not LINUX:  # no such locks, and no PID namespaces either
         return 0
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -52,6 +53,8 @@ def is_held(path: Path) -> bool:
 
     Raises FileNotFoundError, or another OSError where it cannot be known.
     """
+    if not LINUX:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         answer = fcntl.fcntl(descriptor, _F_OFD_GETLK, _question(fcntl.F_WRLCK))

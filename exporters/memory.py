@@ -52,7 +52,7 @@ class Memory:
             path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
         )
         try:
-            os.posix_fallocate(descriptor, 0, size)
+            _reserve(descriptor, size)
             self._address = 0 if copy_on_write else map_file(descriptor, size, _PROT_READ_WRITE)
         except BaseException:
             os.unlink(path)
@@ -94,6 +94,13 @@ class Memory:
         if address:
             weakref.finalize(self.buffer.obj, unmap, address, self.size).atexit = False
         self.buffer = memoryview(bytearray(0))
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+    elif os.pwrite(descriptor, bytes(size), 0) < size:  # macOS; the next byte would have raised it
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _is_allowed(size: int) -> bool:

@@ -20,6 +20,7 @@ import msgspec
 from msgspec import Struct, field
 
 from stagewatch.exporters.journal import pid_namespace
+from stagewatch.system import LINUX
 
 _logger = logging.getLogger(__name__)
 
@@ -196,6 +197,8 @@ def _elsewhere(wanted: Path, reason: str) -> Path:
 
 def _file_system(path: Path) -> int:
     """Magic number of statfs(2) of *path*, or of its nearest parent that exists; 0 if unknown."""
+    if not LINUX:  # where its structure is larger, and begins with something else
+        return 0
     buffer = ctypes.create_string_buffer(256)
     statfs = getattr(ctypes.CDLL(None), "statfs", None)
     while statfs is not None:

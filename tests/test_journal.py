@@ -129,6 +129,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", place], check=True)
 
 
+@pytest.fixture(params=[True, False], ids=["fallocate", "zeros"])
+def preallocation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With and, as on macOS, without posix_fallocate(3)."""
+    if not request.param:
+        monkeypatch.delattr(os, "posix_fallocate")
+
+
+@pytest.mark.usefixtures("preallocation")
 def test_full_disk_counts_and_recovers(small_disk: Path) -> None:
     """A full disk raises nothing, kills nothing, is counted, and is over when there is space."""
     journal = writer(small_disk)
@@ -145,6 +153,7 @@ def test_full_disk_counts_and_recovers(small_disk: Path) -> None:
     assert records(small_disk, journal.key)[-1] == NameDefined(30, "y")
 
 
+@pytest.mark.usefixtures("preallocation")
 def test_no_space_to_begin_with(small_disk: Path) -> None:
     """Where not even the page fits, the error comes at once and leaves no file."""
     (small_disk / "ballast").write_bytes(b"x" * (220 << 10))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import sqlite3
 import subprocess
@@ -11,12 +10,14 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from selectors import BaseSelector, DefaultSelector
 
 import pytest
 
 from stagewatch.exporters import journal, state
 from stagewatch.exporters.journal import VMSTAT, oom_count, oom_counters, oom_kills, pid_namespace
 from stagewatch.exporters.page import PageReader
+from stagewatch.exporters.recorder.door import ready
 from stagewatch.exporters.recorder.watching import shortage as shortage_module
 from stagewatch.exporters.recorder.watching.follow import Part
 from stagewatch.exporters.recorder.watching.observer import Process
@@ -193,14 +194,14 @@ def cgroup() -> Iterator[Path]:
 class Bench:
     """Jobs in a room that is watched from here."""
 
-    def __init__(self, directory: Path, epoll: select.epoll) -> None:
+    def __init__(self, directory: Path, selector: BaseSelector) -> None:
         self.intake = Deaths()
         self._state = directory
-        self._epoll = epoll
+        self._selector = selector
         self._started: list[subprocess.Popen[str]] = []
         room = state.room(directory, state.destination({}), pid_namespace())
         self._room = room
-        self.watch = Watch(room, self.intake, epoll)
+        self.watch = Watch(room, self.intake, selector)
 
     def start(self, code: str, cgroup: Path | None = None) -> tuple[subprocess.Popen[str], str]:
         """A job that executes *code*, and its key."""
@@ -221,8 +222,7 @@ class Bench:
         """How it died, once it has."""
 
         def is_dead() -> bool:
-            events = self._epoll.poll(0.1)
-            self.watch.died(*(descriptor for descriptor, _ in events))
+            self.watch.died(*ready(self._selector, 0.1))
             return key in self.intake.seen
 
         wait_for(is_dead)
@@ -237,8 +237,8 @@ class Bench:
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
-    with select.epoll() as epoll:
-        made = Bench(state.state_directory(tmp_path / "state", is_default=False), epoll)
+    with DefaultSelector() as selector:
+        made = Bench(state.state_directory(tmp_path / "state", is_default=False), selector)
         yield made
         made.close()
 

@@ -9,11 +9,11 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
-from stagewatch import operations, recording, semconv, stages, tracing
+from stagewatch import failures, operations, recording, semconv, stages, tracing
 from stagewatch.config import Settings
 from stagewatch.exporters.journal import JournalWriter, new_key
 from stagewatch.history import SpanRow
-from stagewatch.model import Dataset, Pipeline
+from stagewatch.model import Dataset, Outcome, Pipeline
 from stagewatch.operations import Later, OperationKind
 from stagewatch.records import (
     DatasetTouched,
@@ -31,12 +31,12 @@ COUNT = OperationKind("pyspark.count", io=True, open=True)
 SECOND = 10**9
 
 
-def act(clock: Clock, error: BaseException | None = None, cause: str | None = None) -> Later:
+def act(clock: Clock, error: BaseException | None = None) -> Later:
     """An action of one second that has returned."""
     call = operations.begin(COLLECT)
     assert call is not None
     clock.advance(1)
-    later = operations.end_later(call, error, cause)
+    later = operations.end_later(call, error)
     assert later is not None
     return later
 
@@ -117,13 +117,16 @@ def test_a_stage_that_waits_for_nothing_ends_at_once(recorded: Recorded, clock: 
     assert len(recorded.of(StageEnded)) == 1
 
 
-def test_failures_have_their_cause(recorded: Recorded, clock: Clock) -> None:
-    """What an engine wraps around it, or the exception's own class."""
-    for cause in ("ValueError", None):
-        error = RuntimeError("no 'secret' here")
-        act(clock, error, cause).complete()
+def test_failures_have_their_cause(
+    recorded: Recorded, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an engine has wrapped, or the exception's own class."""
+    monkeypatch.setattr(failures, "explanations", [])
+    for cause in (failures.Cause("ValueError", Outcome.CANCELLATION, None, "a 'secret'"), None):
+        failures.explanations[:] = [lambda _, cause=cause: cause]
+        act(clock, RuntimeError("no 'secret' here")).complete()
     assert [(left.outcome, left.error_type) for left in recorded.of(SpanLeft)] == [
-        ("failure", "ValueError"), ("failure", "RuntimeError"),
+        ("cancellation", "ValueError"), ("failure", "RuntimeError"),
     ]  # fmt: skip
     assert [ended.error_type for ended in recorded.of(OperationEnded)] == [
         "ValueError", "RuntimeError",
@@ -295,7 +298,7 @@ def test_a_child_completes_nothing_of_its_parents(recorded: Recorded, clock: Clo
 
 JOB = """
 import os, signal, threading, stagewatch
-from stagewatch import operations, recording
+from stagewatch import failures, operations, recording
 from stagewatch.records import Noted, StageMeasured
 
 kind = operations.OperationKind("pyspark.collect", io=True, open=True)

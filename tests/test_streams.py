@@ -267,7 +267,8 @@ def test_why_a_query_failed(queries: Queries) -> None:
     assert queries.reasons() == ["failed"]
     assert [span.status for span in queries.records(SpanEnded)] == [2, 2, 2]
     queries.start(run="again")
-    queries.feed(events.QueryTerminated(ID, "again", "TABLE_NOT_FOUND", "x.Y: [TABLE] 'a'"))
+    message = "org.apache.spark.sql.AnalysisException: [TABLE_NOT_FOUND] There is no 'a'"
+    queries.feed(events.QueryTerminated(ID, "again", "TABLE_NOT_FOUND", message))
     (exiting,) = queries.records(RunExiting, 1)
     assert (exiting.outcome, exiting.error_type) == ("failure", "TABLE_NOT_FOUND")
 

@@ -16,11 +16,13 @@ import pytest
 
 from stagewatch import semconv
 from stagewatch.config import Settings
+from stagewatch.exporters import journal
 from stagewatch.exporters.journal import start_ticks
 from stagewatch.exporters.page import LAYOUTS, SIZE, PageReader, PageWriter
 from stagewatch.exporters.recorder.watching import proc, stack, stillness, with_psutil
 from stagewatch.exporters.recorder.watching.kinship import Kinship
-from stagewatch.exporters.recorder.watching.observer import Observer, Process, Reader, Seen
+from stagewatch.exporters.recorder.watching.observer import Observer, Process, Seen
+from stagewatch.exporters.recorder.watching.proc import Reader
 from stagewatch.exporters.recorder.watching.stillness import Stillness, waits_for
 from stagewatch.model import Notice
 from tests.jobs import Jobs, wait_for
@@ -98,7 +100,11 @@ sum(range(3_000_000)); {READY} time.sleep(60)"
         assert ours.memory > 50_000_000
         assert ours.cpu_seconds == pytest.approx(theirs.cpu_seconds, abs=0.02)
         assert ours.cpu_seconds > 0.0
-        assert ours.ticks == start_ticks(process.pid)
+        assert ours.ticks == theirs.ticks == start_ticks(process.pid)
+        assert ours.ticks == journal._ticks_by_psutil(process.pid)
+        for reader in (proc, with_psutil):
+            assert reader.is_running(process.pid, ours.ticks)
+            assert not reader.is_running(process.pid, ours.ticks + 1)
         assert proc.traffic(process.pid) == with_psutil.traffic(process.pid)
         assert (proc.memory_peak(process.pid) or 0) >= 50_000_000
         parents = proc.parents({})
@@ -114,6 +120,7 @@ def test_nobody_there() -> None:
         assert reader.read(gone.pid) is None
         assert reader.traffic(gone.pid) is None
         assert reader.memory_peak(gone.pid) is None
+        assert not reader.is_running(gone.pid, 1)
         assert gone.pid not in reader.parents({gone.pid: 1})
 
 

@@ -11,6 +11,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from selectors import BaseSelector, DefaultSelector
 
 import msgspec
 import pytest
@@ -28,7 +29,7 @@ from stagewatch.exporters.journal import (
 )
 from stagewatch.exporters.page import PageReader, Words
 from stagewatch.exporters.recorder.deposit import Deposit
-from stagewatch.exporters.recorder.door import Caller, Door, is_key
+from stagewatch.exporters.recorder.door import Caller, Door, is_key, ready
 from stagewatch.exporters.recorder.loop import Recorder
 from stagewatch.exporters.recorder.watching import exits, kernel
 from stagewatch.exporters.recorder.watching.follow import Follower, Part
@@ -102,21 +103,21 @@ def intake() -> FakeIntake:
 
 
 @pytest.fixture
-def epoll() -> Iterator[select.epoll]:
-    with select.epoll() as epoll:
-        yield epoll
+def selector() -> Iterator[BaseSelector]:
+    with DefaultSelector() as selector:
+        yield selector
 
 
 @pytest.fixture
-def watch(tmp_path: Path, intake: FakeIntake, epoll: select.epoll) -> Iterator[Watch]:
-    watch = Watch(tmp_path, intake, epoll)
+def watch(tmp_path: Path, intake: FakeIntake, selector: BaseSelector) -> Iterator[Watch]:
+    watch = Watch(tmp_path, intake, selector)
     yield watch
     watch.close()
 
 
 @pytest.fixture
-def door(tmp_path: Path, epoll: select.epoll) -> Iterator[Door]:
-    door = Door(tmp_path, epoll)
+def door(tmp_path: Path, selector: BaseSelector) -> Iterator[Door]:
+    door = Door(tmp_path, selector)
     door.reopen()
     yield door
     door.close()
@@ -259,7 +260,7 @@ def test_pid_given_to_another() -> None:
 
 
 def test_death_by_pidfd(
-    tmp_path: Path, watch: Watch, intake: FakeIntake, epoll: select.epoll
+    tmp_path: Path, watch: Watch, intake: FakeIntake, selector: BaseSelector
 ) -> None:
     """A process that called is read to its end and closed with its status; no file remains."""
     reading, writing = os.pipe()
@@ -279,7 +280,7 @@ def test_death_by_pidfd(
     assert watch.read()
     assert intake.numbers(key) == [1, 2]
     assert list(watch.sightings()) == [key]
-    ((descriptor, _),) = epoll.poll(10)
+    (descriptor,) = ready(selector, 10)
     before = time.time_ns()
     watch.died(descriptor)
     os.waitpid(pid, 0)
@@ -289,7 +290,7 @@ def test_death_by_pidfd(
 
 
 def test_death_of_who_has_lost_its_files(
-    tmp_path: Path, watch: Watch, intake: FakeIntake, epoll: select.epoll
+    tmp_path: Path, watch: Watch, intake: FakeIntake, selector: BaseSelector
 ) -> None:
     """Somebody cleared the directory: the death is taken in, and wakes nobody again."""
     pid = child(lambda: os._exit(5))
@@ -298,15 +299,15 @@ def test_death_of_who_has_lost_its_files(
     watch.greet(Caller(key, os.pidfd_open(pid)))
     for path in tmp_path.iterdir():
         path.unlink()
-    ((descriptor, _),) = epoll.poll(10)
+    (descriptor,) = ready(selector, 10)
     watch.died(descriptor)
     os.waitpid(pid, 0)
     assert (intake.closed, intake.numbers(key)) == ([(key, 5 << 8, False)], [1])
-    assert (epoll.poll(0), watch.followers) == ([], {})
+    assert (ready(selector, 0), watch.followers) == ([], {})
 
 
 def test_exec_closes_both_journals(
-    tmp_path: Path, watch: Watch, intake: FakeIntake, epoll: select.epoll
+    tmp_path: Path, watch: Watch, intake: FakeIntake, selector: BaseSelector
 ) -> None:
     """What one process wrote before and after an exec is closed at its death, the opener last."""
     reading, writing = os.pipe()
@@ -324,7 +325,7 @@ def test_exec_closes_both_journals(
     os.close(reading)
     os.close(writing)
     watch.greet(Caller(f"{own}.aa", os.pidfd_open(pid)))
-    ((descriptor, _),) = epoll.poll(10)
+    (descriptor,) = ready(selector, 10)
     watch.died(descriptor)
     os.waitpid(pid, 0)
     assert intake.closed == [(f"{own}.bb", 0, False), (f"{own}.aa", 0, False)]
@@ -332,10 +333,10 @@ def test_exec_closes_both_journals(
 
 
 def test_descriptor_numbers_are_given_again(
-    tmp_path: Path, watch: Watch, intake: FakeIntake, door: Door, epoll: select.epoll
+    tmp_path: Path, watch: Watch, intake: FakeIntake, door: Door, selector: BaseSelector
 ) -> None:
     """A pidfd that gets the number of a connection that just spoke is not taken for a death."""
-    recorder = Recorder(tmp_path, intake, door, watch, epoll)
+    recorder = Recorder(tmp_path, intake, door, watch, selector)
     callers = []
     for random in ("aa", "bb", "cc"):
         key = f"{os.getpid()}.{start_ticks()}.{random}"
@@ -347,11 +348,10 @@ def test_descriptor_numbers_are_given_again(
     pidfd = os.pidfd_open(os.getpid())
     for key, connection in callers:
         socket.send_fds(connection, [key.encode()], [pidfd])
-    events = epoll.poll(10)
-    connections = {descriptor for descriptor, _ in events}
-    assert len(events) == 3
-    recorder._attend(events)
-    assert connections & {follower.pidfd for follower in watch.followers.values()}
+    connections = ready(selector, 10)
+    assert len(connections) == 3
+    recorder._attend(connections)
+    assert set(connections) & {follower.pidfd for follower in watch.followers.values()}
     assert (intake.closed, len(watch.followers)) == ([], 3)
     os.close(pidfd)
     for _, connection in callers:
@@ -360,18 +360,18 @@ def test_descriptor_numbers_are_given_again(
 
 @pytest.mark.internal_errors
 def test_dead_that_cannot_be_closed_yet(
-    tmp_path: Path, watch: Watch, intake: FakeIntake, epoll: select.epoll
+    tmp_path: Path, watch: Watch, intake: FakeIntake, selector: BaseSelector
 ) -> None:
     """A death that the history cannot take yet is kept with its status, and wakes nobody again."""
     pid = child(lambda: os._exit(5))
     key = f"{pid}.{start_ticks(pid)}.aa"
     write(tmp_path, key, [1])
     watch.greet(Caller(key, os.pidfd_open(pid)))
-    ((descriptor, _),) = epoll.poll(10)
+    (descriptor,) = ready(selector, 10)
     intake.fails = lambda records: sqlite3.OperationalError("locked")
     watch.died(descriptor)
     os.waitpid(pid, 0)
-    assert epoll.poll(0) == []
+    assert ready(selector, 0) == []
     assert (list(watch.followers), watch.sightings()) == ([key], {})
     intake.fails = lambda records: None
     time.sleep(0.6)
@@ -402,7 +402,7 @@ def test_found_dead(tmp_path: Path, watch: Watch, intake: FakeIntake) -> None:
 
 
 def test_found_dead_but_had_called(
-    tmp_path: Path, watch: Watch, intake: FakeIntake, epoll: select.epoll
+    tmp_path: Path, watch: Watch, intake: FakeIntake, selector: BaseSelector
 ) -> None:
     """A pidfd that comes after the judgement still gives the true status."""
     pid = child(lambda: os._exit(5))
@@ -414,7 +414,7 @@ def test_found_dead_but_had_called(
     watch.greet(Caller(key, pidfd))
     watch.bury()
     assert intake.closed == []
-    ((descriptor, _),) = epoll.poll(10)
+    (descriptor,) = ready(selector, 10)
     watch.died(descriptor)
     assert intake.closed == [(key, 5 << 8, False)]
 

@@ -343,14 +343,15 @@ def test_no_process_allowed(sending: Jobs, receiver: OtlpReceiver, seconds: str)
     assert by_outcome(sending.runs()) == [(Outcome.SUCCESS, None)]
 
 
-def without_proc(jobs: Jobs, script: Path, *arguments: str) -> subprocess.Popen[str]:
-    """A job in a mount namespace that has no /proc."""
+def without_proc(
+    jobs: Jobs, name: str, *arguments: str | Path, **environment: str
+) -> subprocess.Popen[str]:
+    """The command *name* of ours in a mount namespace that has no /proc."""
     shell = 'umount -l -R /proc; [ -e /proc/self ] && exit 77; exec "$0" "$@"'
-    job = [str(BIN / "opentelemetry-instrument"), "python", str(script), *arguments]
     return subprocess.Popen(
-        ["unshare", "--mount", "/bin/sh", "-c", shell, *job],
+        ["unshare", "--mount", "/bin/sh", "-c", shell, BIN / name, *arguments],
         cwd=jobs.directory,
-        env=jobs.environment,
+        env={**jobs.environment, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -378,7 +379,7 @@ def test_without_proc(sending: Jobs, receiver: OtlpReceiver) -> None:
     )
     ends = []
     for arguments in ([], ["kill"]):
-        process = without_proc(sending, script, *arguments)
+        process = without_proc(sending, "opentelemetry-instrument", "python", script, *arguments)
         output, errors = process.communicate(timeout=30)
         assert (output, errors) == ("", "")
         ends.append(process.returncode)
@@ -398,11 +399,23 @@ def test_without_proc_at_a_long_path(sending: Jobs, receiver: OtlpReceiver) -> N
     """Where the socket's path is too long without /proc, the job sends by itself."""
     deep = sending.directory / ("d" * 120)
     sending.environment["STAGEWATCH_STATE_DIR"] = str(deep)
-    process = without_proc(sending, sending.script("pass"))
+    job = "python", sending.script("pass")
+    process = without_proc(sending, "opentelemetry-instrument", *job)
     _, errors = process.communicate(timeout=30)
     assert (process.returncode, errors.count("\n")) == (0, 1), errors
     assert "too long for a socket" in errors
     assert names(receiver) == ["etl"]
+
+
+@root
+def test_run_without_proc_and_record(jobs: Jobs) -> None:
+    """Where nothing is recorded `stagewatch run` waits for its command, and for nothing else."""
+    process = without_proc(jobs, "stagewatch", "run", "--", "true", OTEL_SDK_DISABLED="true")
+    try:
+        assert process.communicate(timeout=30) == ("", "")
+    finally:
+        process.kill()
+    assert process.returncode == 0
 
 
 def test_rooms_nobody_comes_to(jobs: Jobs) -> None:

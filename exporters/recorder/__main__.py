@@ -6,7 +6,7 @@ import gc
 import logging
 import os
 import resource
-import select
+import selectors
 import signal
 import socket
 import sys
@@ -22,9 +22,12 @@ from stagewatch.exporters.recorder.loop import Recorder
 from stagewatch.exporters.recorder.watching.watch import Watch
 from stagewatch.exporters.state import remember_settings
 from stagewatch.safety import guarded
+from stagewatch.system import LINUX
 
 _FLUSH_SECONDS: Final = 5.0
 _LOG_BYTES: Final = 1 << 18
+_MOST_FILES: Final = 1 << 30 if LINUX else 10240
+"""More macOS does not grant, whatever its limit says."""
 
 
 def main() -> None:
@@ -42,8 +45,8 @@ def main() -> None:
 
 
 def _record(state: Path, room: Path, listening: int, place: int, deposit: Deposit) -> None:
-    epoll = select.epoll()
-    door = Door(room, epoll)
+    selector = selectors.DefaultSelector()
+    door = Door(room, selector)
     callers = door.take_over(listening, place)
     if callers is None:
         return
@@ -64,12 +67,12 @@ def _record(state: Path, room: Path, listening: int, place: int, deposit: Deposi
         return open_intake(state, room, os.environ)
 
     signal.signal(signal.SIGTERM, _end)
-    intake = open_patiently(opening, room, door, epoll, deposit, callers, settings.recorder_idle)
+    intake = open_patiently(opening, room, door, selector, deposit, callers, settings.recorder_idle)
     if intake is None:
         return
-    watch = Watch(room, intake, epoll, settings, deposit)
+    watch = Watch(room, intake, selector, settings, deposit)
     upkeep = Upkeep(state, room, os.environ, intake, watch)
-    recorder = Recorder(room, intake, door, watch, epoll, upkeep.do)
+    recorder = Recorder(room, intake, door, watch, selector, upkeep.do)
 
     def stop(*_: object) -> None:
         recorder.is_stopped = True
@@ -77,7 +80,7 @@ def _record(state: Path, room: Path, listening: int, place: int, deposit: Deposi
     # Who waits for our end waits for the flush, not for a nap that a signal does not end.
     woken, wakes = socket.socketpair()
     wakes.setblocking(False)
-    epoll.register(woken, select.EPOLLIN)
+    selector.register(woken, selectors.EVENT_READ)
     signal.set_wakeup_fd(wakes.fileno())
     signal.signal(signal.SIGTERM, stop)
     gc.collect()
@@ -106,7 +109,8 @@ def _settle(state: Path) -> None:
     for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE, resource.RLIMIT_AS):
         with guarded:
             _, most = resource.getrlimit(limit)
-            resource.setrlimit(limit, (most, most))
+            allowed = min(most, _MOST_FILES) if limit == resource.RLIMIT_NOFILE else most
+            resource.setrlimit(limit, (allowed, most))
 
 
 def _log_into(path: Path) -> None:

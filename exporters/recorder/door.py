@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import select
 import socket
 import time
 from contextlib import suppress
 from pathlib import Path
+from selectors import EVENT_READ, BaseSelector
 from typing import Final
 
 import msgspec
@@ -16,10 +16,11 @@ from msgspec import Struct, field
 from stagewatch import safety
 from stagewatch.exporters.recorder.start import (
     ALIVE_BYTE,
+    DIRECTORY,
     ELECTION_BYTE,
-    QUEUE,
     SYNC,
     SYNCED,
+    listen,
     socket_path,
     try_lock,
     unlock,
@@ -51,11 +52,11 @@ class Caller(Struct, frozen=True):
 
 
 class Door:
-    """Lock and socket of a room; its descriptors are polled with *epoll*. Raises OSError."""
+    """Lock and socket of a room; its descriptors are registered with *selector*. Raises OSError."""
 
-    def __init__(self, room: Path, epoll: select.epoll) -> None:
+    def __init__(self, room: Path, selector: BaseSelector) -> None:
         self._room = room
-        self._epoll = epoll
+        self._selector = selector
         self._alive = os.open(room / "alive", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         # More than one after a `reopen`: somebody may have found the old one just before.
         self._listening: dict[int, socket.socket] = {}
@@ -84,17 +85,15 @@ class Door:
 
     def reopen(self) -> list[Caller]:
         """Listen under the one name, whatever was there; returns who came until then."""
-        temporary = f"sock.{os.getpid()}"
+        temporary = str(os.getpid())  # short, as its path has to be
         until = time.monotonic() + 1.0
         while not try_lock(self._alive, ELECTION_BYTE) and time.monotonic() < until:
             time.sleep(0.001)
-        directory = os.open(self._room, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        directory = os.open(self._room, DIRECTORY | os.O_CLOEXEC)
         try:
             fresh = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            os.fchmod(fresh.fileno(), 0o600)
             (self._room / temporary).unlink(missing_ok=True)
-            fresh.bind(socket_path(self._room, directory, temporary))
-            fresh.listen(QUEUE)
+            listen(fresh, socket_path(self._room, directory, temporary))
             os.rename(temporary, "sock", src_dir_fd=directory, dst_dir_fd=directory)
         finally:
             os.close(directory)
@@ -123,7 +122,7 @@ class Door:
         os.close(self._alive)
 
     def is_ours(self, descriptor: int) -> bool:
-        """Whether a descriptor that *epoll* names is the door's."""
+        """Whether a descriptor that is ready is the door's."""
         return descriptor in self._listening or descriptor in self._visitors
 
     def callers(self) -> list[Caller]:
@@ -148,7 +147,7 @@ class Door:
                 return
             visitor.setblocking(False)
             self._visitors[visitor.fileno()] = visitor
-            self._epoll.register(visitor.fileno(), select.EPOLLIN)
+            self._selector.register(visitor.fileno(), EVENT_READ)
 
     def _hear(self, descriptor: int) -> Caller | None:
         visitor = self._visitors[descriptor]
@@ -160,7 +159,7 @@ class Door:
             return None
         except OSError:
             pass
-        self._epoll.unregister(descriptor)
+        self._selector.unregister(descriptor)
         del self._visitors[descriptor]
         if message == SYNC:
             return Caller(asks=visitor)
@@ -170,7 +169,7 @@ class Door:
     def _pass_on(self, callers: list[Caller]) -> None:
         for caller in callers:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-                directory = os.open(self._room, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                directory = os.open(self._room, DIRECTORY | os.O_CLOEXEC)
                 try:
                     connection.connect(socket_path(self._room, directory))
                     message = caller.key.encode() + b"\0" + msgspec.json.encode(caller.headers)
@@ -185,13 +184,18 @@ class Door:
     def _listen(self, listening: socket.socket) -> None:
         listening.setblocking(False)
         self._listening[listening.fileno()] = listening
-        self._epoll.register(listening.fileno(), select.EPOLLIN)
+        self._selector.register(listening.fileno(), EVENT_READ)
 
     def _place(self) -> int:
         try:
             return (self._room / "sock").stat().st_ino
         except OSError:
             return 0
+
+
+def ready(selector: BaseSelector, seconds: float) -> list[int]:
+    """Descriptors that can be read, after *seconds* at the latest."""
+    return [key.fd for key, _ in selector.select(seconds)]
 
 
 def is_key(text: str) -> bool:

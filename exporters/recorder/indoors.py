@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import select
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
+from selectors import DefaultSelector
 
 from stagewatch.exporters.journal import start_ticks
 from stagewatch.exporters.recorder import resident
-from stagewatch.exporters.recorder.door import Door
+from stagewatch.exporters.recorder.door import Door, ready
 from stagewatch.exporters.recorder.ingest import Intake
 from stagewatch.exporters.recorder.start import ask_to_take_in
 from stagewatch.exporters.recorder.watching.watch import Watch, journals
@@ -71,14 +71,14 @@ def take_in(
 
     Nothing is sent. Raises sqlite3.Error or OSError where the history cannot be written.
     """
-    with closing(select.epoll()) as epoll, closing(Door(room, epoll)) as door:
+    with DefaultSelector() as selector, closing(Door(room, selector)) as door:
         if not door.try_life():
             return False
         intake = Intake(state, environ, sends=False)
-        watch = Watch(room, intake, epoll)
+        watch = Watch(room, intake, selector)
         try:
             watch.find(journals(room))
-            watch.died(*(descriptor for descriptor, _ in epoll.poll(0)))
+            watch.died(*ready(selector, 0))
             watch.read(everything=True)
             finish(watch, intake)
         finally:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-import select
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from selectors import BaseSelector
 from typing import Final
 
 from stagewatch.config import Settings
-from stagewatch.exporters.recorder.door import Caller, Door
+from stagewatch.exporters.recorder.door import Caller, Door, ready
 from stagewatch.exporters.recorder.watching.watch import Intake, Watch, journals
 from stagewatch.safety import guarded
 
@@ -22,7 +23,8 @@ Deaths, callers and who asks wake us."""
 _SHORT_NAP: Final = 0.1
 _MUCH: Final = 1 << 20
 """Bytes of journals after which more of them are likely to come at once."""
-_SCAN_SECONDS: Final = 2.0
+_SCAN_SECONDS: Final = 2.0 if hasattr(os, "pidfd_open") else 1.0
+"""Without pidfds a scan is what finds the dead."""
 _PENDING_SECONDS: Final = 24 * 3600.0
 """How long data that cannot be sent keeps an idle recorder alive."""
 
@@ -36,7 +38,7 @@ class Recorder:
         intake: Intake,
         door: Door,
         watch: Watch,
-        epoll: select.epoll,
+        selector: BaseSelector,
         upkeep: Callable[[], object] = lambda: None,
     ) -> None:
         """*upkeep*: what else is to be done when all have been found, and now and then."""
@@ -45,7 +47,7 @@ class Recorder:
         self._intake = intake
         self._door = door
         self._watch = watch
-        self._epoll = epoll
+        self._selector = selector
         self._upkeep = upkeep
         self._asking: list[Caller] = []
 
@@ -58,7 +60,8 @@ class Recorder:
         nap = _SHORT_NAP
         while not self.is_stopped:
             due = max(ticked + interval - time.monotonic(), 0.0)
-            self._attend(self._epoll.poll(min(nap, due) if self._watch.followers else nap))
+            most = min(nap, due) if self._watch.followers else nap
+            self._attend(ready(self._selector, most))
             now = time.monotonic()
             if now - scanned >= _SCAN_SECONDS:
                 if self._is_out_of_place():
@@ -90,10 +93,10 @@ class Recorder:
             self._watch.read()
             self._upkeep()
 
-    def _attend(self, events: Sequence[tuple[int, int]]) -> None:
+    def _attend(self, descriptors: Sequence[int]) -> None:
         # Sorted out first: a caller's pidfd may get the number of a connection that is over.
-        dead = [descriptor for descriptor, _ in events if self._watch.is_pidfd(descriptor)]
-        if any(self._door.is_ours(descriptor) for descriptor, _ in events):
+        dead = [descriptor for descriptor in descriptors if self._watch.is_pidfd(descriptor)]
+        if any(self._door.is_ours(descriptor) for descriptor in descriptors):
             self._serve(self._door.callers())
         if dead:
             self._watch.died(*dead)
@@ -119,7 +122,7 @@ class Recorder:
         with guarded:
             self._scan()
         # A death that is known to the kernel by now belongs into the answer.
-        while dead := [fd for fd, _ in self._epoll.poll(0) if self._watch.is_pidfd(fd)]:
+        while dead := [fd for fd in ready(self._selector, 0) if self._watch.is_pidfd(fd)]:
             self._watch.died(*dead)
         self._watch.read(everything=True)
         self._tick()

@@ -6,12 +6,12 @@ It is there for those who call meanwhile: their pidfds keep how they end, howeve
 from __future__ import annotations
 
 import logging
-import select
 import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from selectors import BaseSelector
 from typing import TypeVar
 
 from stagewatch.exporters.recorder.deposit import Deposit
@@ -26,7 +26,7 @@ Opened = TypeVar("Opened")
 
 
 def open_patiently(
-    opening: Callable[[], Opened], room: Path, door: Door, epoll: select.epoll, deposit: Deposit,
+    opening: Callable[[], Opened], room: Path, door: Door, selector: BaseSelector, deposit: Deposit,
     callers: list[Caller], idle_seconds: float,
 ) -> Opened | None:  # fmt: skip
     """What *opening* returns, as soon as it raises no sqlite3.OperationalError or OSError any more.
@@ -49,7 +49,7 @@ def open_patiently(
         until = time.monotonic() + pause
         pause = min(2 * pause, _LONGEST_PAUSE)
         while (left := until - time.monotonic()) > 0:
-            epoll.poll(left)
+            selector.select(left)
             callers += _held(door.callers(), deposit)
         if _is_needed(room):
             busy = time.monotonic()

@@ -11,14 +11,19 @@ import fcntl
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from stagewatch.exporters.state import FILE_SETTINGS
+from stagewatch.system import DESCRIPTORS, LINUX
 
 _SHELL: Final = "/bin/sh"
+_HANDED: Final = (3, 4, 5)
+"""What the recorder gets as descriptors."""
+_MESSAGES: Final = _socket.SOCK_SEQPACKET if LINUX else _socket.SOCK_DGRAM
+"""Of the deposit; without pidfds nothing is ever left in it."""
 # The shell stays and replaces a killed recorder; $0 is the file whose time says since when. Later
 # ones come more slowly: where memory is short the recorder is the first to be killed, every time.
 _KEEPER: Final = (
@@ -53,35 +58,32 @@ def spawn(room: Path, state: Path, listening: int, environ: Mapping[str, str]) -
     """
     if not sys.executable:
         raise FileNotFoundError("no Python to run the recorder with: sys.executable is empty")
-    pair = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-    # Not 0, 1 or 2: a job that was started without them may have got such a number.
-    handed = [
-        fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
-        for descriptor in (listening, pair[0].fileno(), pair[1].fileno())
-    ]
-    for end in pair:
-        end.close()
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    pair = _socket.socketpair(_socket.AF_UNIX, _MESSAGES)
+    own = [os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), *(end.detach() for end in pair)]
+    # Above the numbers they are to have: a duplicate under another number loses close-on-exec.
+    null, *handed = (
+        fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 1 + max(_HANDED))
+        for descriptor in (own[0], listening, *own[1:])
+    )
+    for descriptor in own:
+        os.close(descriptor)
     try:
-        command = _command(room, state, handed)
-        numbers = _open_descriptors() - {0, 1, 2, *handed}
+        command = _command(room, state)
         pid = os.posix_spawn(
             command[0],
             command,
             recorder_environment(environ),
             file_actions=[
                 *((os.POSIX_SPAWN_DUP2, null, standard) for standard in (0, 1, 2)),
-                # Onto itself: takes close-on-exec off.
-                *((os.POSIX_SPAWN_DUP2, number, number) for number in handed),
-                *((os.POSIX_SPAWN_CLOSE, number) for number in numbers),
+                *((os.POSIX_SPAWN_DUP2, *numbers) for numbers in zip(handed, _HANDED, strict=True)),
+                *((os.POSIX_SPAWN_CLOSE, number) for number in _inherited() - {0, 1, 2, *_HANDED}),
             ],
             setsid=True,
             setsigmask=(),
             setsigdef=_SIGNALS_TO_RESET,
         )
     finally:
-        os.close(null)
-        for number in handed:
+        for number in (null, *handed):
             os.close(number)
     status = 0
     with suppress(ChildProcessError):
@@ -104,34 +106,35 @@ def recorder_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return kept
 
 
-def _command(room: Path, state: Path, handed: list[int]) -> list[str]:
+def _command(room: Path, state: Path) -> list[str]:
     python = [sys.executable, "-I", "-c", _MAIN, "\n".join(_import_path())]
     place = os.stat(room / "sock").st_ino
-    recorder = [*python, str(state), str(room), str(place), *map(str, handed)]
+    recorder = [*python, str(state), str(room), str(place), *map(str, _HANDED)]
     if os.path.exists(_SHELL):
         return [_SHELL, "-c", _KEEPER, str(room / "start"), *recorder]
     return [*recorder, "0", "detach"]
 
 
-def _open_descriptors() -> set[int]:
+def _inherited() -> set[int]:
+    """Descriptors that exec would not close."""
     try:
-        return {int(name) for name in os.listdir("/proc/self/fd")}
+        found: Iterable[int] = map(int, os.listdir(DESCRIPTORS))
     except OSError:  # no /proc
-        return {number for number in range(os.sysconf("SC_OPEN_MAX")) if _is_open(number)}
+        found = range(os.sysconf("SC_OPEN_MAX"))
+    return {number for number in found if _is_inherited(number)}
 
 
-def _is_open(number: int) -> bool:
+def _is_inherited(number: int) -> bool:
     try:
-        fcntl.fcntl(number, fcntl.F_GETFD)
-    except OSError:
+        return os.get_inheritable(number)
+    except OSError:  # it is not open
         return False
-    return True
 
 
 def _import_path() -> list[str]:
     """Where our packages come from: an isolated Python has neither PYTHONPATH nor user site."""
     found: dict[str, None] = {}
-    for name in ("stagewatch", "opentelemetry", "msgspec"):
+    for name in ("stagewatch", "opentelemetry", "msgspec", "psutil"):
         for folder in getattr(sys.modules.get(name), "__path__", ()):
             found[os.path.dirname(os.path.abspath(folder))] = None
     return list(found)

@@ -28,6 +28,7 @@ from msgspec import Struct
 
 from stagewatch import safety
 from stagewatch.exporters.journal import pid_namespace, start_ticks
+from stagewatch.system import LINUX
 
 ALIVE_BYTE: Final = 0
 ELECTION_BYTE: Final = 1
@@ -39,11 +40,14 @@ PARENT_VARIABLE: Final = "STAGEWATCH_PARENT"
 _PATIENCE_SECONDS: Final = 1.0
 _START_SECONDS: Final = 10.0
 OUTLIVED_BY_NOTHING: Final = "nothing outlives this process"
-_LONGEST_PATH: Final = 107
+_LONGEST_PATH: Final = (107 if LINUX else 103) - len("1234567") + len("sock")
+"""Of the socket; that of a recorder which takes over is called as its pid is at first."""
 _LITTLE_MEMORY: Final = 128 << 20
 """A recorder takes about 45 MB of it."""
 _INITIAL_NAMESPACE: Final = 0xEFFFFFFC
 _PR_GET_CHILD_SUBREAPER: Final = 37
+DIRECTORY: Final = os.O_DIRECTORY | getattr(os, "O_PATH", os.O_RDONLY)
+"""For ``open``, of what is only a place; macOS has no ``O_PATH``."""
 _FLOCK: Final = struct.Struct("@hhqqi")
 _HEADERS: Final = (
     "OTEL_EXPORTER_OTLP_HEADERS",
@@ -77,7 +81,7 @@ def announce(room: Path, key: str, environ: Mapping[str, str], state: Path) -> A
     try:
         if dies_with_us():
             return Announced(alone=OUTLIVED_BY_NOTHING)
-        with _opened(room, os.O_PATH | os.O_DIRECTORY) as directory:
+        with _opened(room, DIRECTORY) as directory:
             return _announce(directory, room, key, environ, state)
     except BlockingIOError:
         return Announced()  # thousands wait already: the recorder's scan finds our journal
@@ -93,7 +97,7 @@ def introduce(room: Path, key: str, environ: Mapping[str, str]) -> Announced:
     try:
         if dies_with_us():
             return Announced(alone=OUTLIVED_BY_NOTHING)
-        with _opened(room, os.O_PATH | os.O_DIRECTORY) as directory:
+        with _opened(room, DIRECTORY) as directory:
             connection = _connect(room, directory)
             if connection is None:
                 return Announced()
@@ -129,7 +133,7 @@ def ask_to_take_in(room: Path, timeout: float = 2.0) -> bool:
     """Let the recorder of *room* read all journals now; False if it did not within *timeout*."""
     until = time.monotonic() + timeout
     try:
-        with _opened(room, os.O_PATH | os.O_DIRECTORY) as directory:
+        with _opened(room, DIRECTORY) as directory:
             connection = _connect(room, directory)
             if connection is None:
                 return False
@@ -143,7 +147,7 @@ def ask_to_take_in(room: Path, timeout: float = 2.0) -> bool:
 
 def dies_with_us() -> bool:
     """Whether a recorder started here would be our child or die with us (decisions 5 and 27)."""
-    if _is_seen_off():
+    if not LINUX or _is_seen_off():
         return False
     if ends_with((os.getpid(), os.getppid(), _opener())):
         return True
@@ -154,7 +158,7 @@ def dies_with_us() -> bool:
 
 def ends_with(pids: tuple[int, ...]) -> bool:
     """Whether this PID namespace ends when one of *pids* does."""
-    return 1 in pids and pid_namespace() != _INITIAL_NAMESPACE
+    return LINUX and 1 in pids and pid_namespace() != _INITIAL_NAMESPACE
 
 
 def _is_seen_off() -> bool:
@@ -205,6 +209,13 @@ def socket_path(room: Path, directory: int, name: str = "sock") -> str:
     if os.path.exists("/proc/self/fd"):
         return f"/proc/self/fd/{directory}/{name}"
     return str(room / name)
+
+
+def listen(listening: _socket.socket, path: str) -> None:
+    """Bind to *path*, for this user alone. Raises OSError."""
+    listening.bind(path)
+    os.chmod(path, 0o600)  # nobody comes in before `listen`; macOS has no fchmod of a socket
+    listening.listen(QUEUE)
 
 
 def try_lock(alive: int, byte: int) -> bool:
@@ -263,10 +274,9 @@ def _connect(room: Path, directory: int) -> _socket.socket | None:
     """None if nobody listens. Raises Alone where nobody can."""
     path = socket_path(room, directory)
     if len(os.fsencode(path)) > _LONGEST_PATH:
-        raise Alone(f"without /proc this path is too long for a socket: {path}")
-    connection = _socket.socket(
-        _socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK
-    )
+        raise Alone(f"this path is too long for a socket: {path}")
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    connection.setblocking(False)
     try:
         connection.connect(path)
     except (FileNotFoundError, ConnectionRefusedError):
@@ -340,11 +350,9 @@ def _elect(directory: int, room: Path, environ: Mapping[str, str], state: Path) 
         path = socket_path(room, directory)
         with suppress(FileNotFoundError):
             os.unlink(path)
-        listening = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+        listening = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         with _closing(listening):
-            os.fchmod(listening.fileno(), 0o600)
-            listening.bind(path)
-            listening.listen(QUEUE)
+            listen(listening, path)
             try:
                 spawn(room, state, listening.fileno(), environ)
             except OSError as error:
@@ -353,7 +361,15 @@ def _elect(directory: int, room: Path, environ: Mapping[str, str], state: Path) 
 
 
 def _is_locked(alive: int, byte: int) -> bool:
-    return _holder(alive, byte) != 0
+    if LINUX:
+        return _holder(alive, byte) != 0
+    # What answers is laid out otherwise elsewhere; to try a lock is the same everywhere.
+    try:
+        fcntl.lockf(alive, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, byte)
+    except (BlockingIOError, PermissionError):
+        return True
+    unlock(alive, byte)
+    return False
 
 
 def _holder(alive: int, byte: int) -> int:

@@ -7,6 +7,7 @@ import re
 from importlib.util import find_spec
 from typing import Any, Final
 
+from stagewatch.failures import explanations, libraries
 from stagewatch.instrumentation._base import UNSEEN, Function, Instrumentor, Patch
 from stagewatch.safety import guarded
 
@@ -20,8 +21,8 @@ class PysparkInstrumentor(Instrumentor):
 
     library = "pyspark"
     requires = ()
-    """Distributions: there are several (`pyspark`, `pyspark-client`), and under `spark-submit`
-    there is none, but a folder in ``PYTHONPATH``: the package itself says what it is."""
+    """The package itself says what it is: of several distributions one brings it, `pyspark` or
+    `pyspark-client`, and under `spark-submit` none."""
 
     def instrumentation_dependencies(self) -> tuple[str, ...]:
         """For those who ask what it is for."""
@@ -43,9 +44,13 @@ class PysparkInstrumentor(Instrumentor):
             attaching,
             connect,
             executors,
+            failures,
             streaming,
         )
 
+        if failures.cause not in explanations:
+            explanations.append(failures.cause)
+        libraries.update(("py4j", "pyspark"))
         attaching.find()
         return (
             *actions.patches(release),
@@ -56,10 +61,12 @@ class PysparkInstrumentor(Instrumentor):
 
     def _uninstrument(self, **kwargs: Any) -> None:
         super()._uninstrument(**kwargs)
-        from stagewatch.instrumentation.pyspark import attaching
+        from stagewatch.instrumentation.pyspark import attaching, failures
 
         with guarded:
             attaching.detach()
+        if failures.cause in explanations:
+            explanations.remove(failures.cause)
 
 
 def _release() -> tuple[int, int]:

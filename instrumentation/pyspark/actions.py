@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from stagewatch import clock, semconv
 from stagewatch.instrumentation._base import Function, Patch
-from stagewatch.instrumentation.pyspark import attaching, contexts
+from stagewatch.instrumentation.pyspark import attaching, contexts, failures
 from stagewatch.instrumentation.pyspark.action import Action
 from stagewatch.operations import Call, OperationKind, announce, begin, end, end_later
 from stagewatch.safety import guarded, report
@@ -59,8 +59,7 @@ class _UnderWay:
             self.attached = attached
             self.before = attached.listener.enter(action.context)
         except Exception as fault:
-            if self.attached is None or not self.attached.work.is_over:  # else: the JVM is gone
-                report(fault)
+            self._report(fault)
 
     def end(self, error: BaseException | None, rows_out: int = 0) -> None:
         call, attached, action = self.call, self.attached, self.action
@@ -78,8 +77,13 @@ class _UnderWay:
                 attached.listener.leave(self.before, action.context)
             except Exception as fault:
                 attached.work.give_up(action)
-                if not attached.work.is_over:
-                    report(fault)
+                self._report(fault)
+
+    def _report(self, fault: Exception) -> None:
+        """Of a call into the JVM; that it is gone is no fault of ours."""
+        is_over = self.attached is not None and self.attached.work.is_over
+        if not (is_over or failures.is_of_lost_jvm(fault)):
+            report(fault)
 
 
 def _call_site() -> dict[str, str | int]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from stagewatch import semconv
 from stagewatch.instrumentation.pyspark import rules_of_plans, rules_of_stages
 from stagewatch.instrumentation.pyspark.advice import Action, Advice, Kind
+from stagewatch.records import Noted
 
 _RULES: Final[tuple[Callable[[Action], Advice | None], ...]] = (
     rules_of_stages.skew,
@@ -47,3 +49,19 @@ class Advisor:
         new = [advice for advice in found if advice.key not in self._given]
         self._given.update(advice.key for advice in new)
         return new
+
+
+def noted(advice: Advice, run_id: str, at: int) -> Noted:
+    """*advice* as it goes into the journal; *at*: nanoseconds since the epoch."""
+    return Noted(
+        run_id,
+        semconv.ADVICE,
+        advice.key,
+        f"{advice.evidence}: {advice.remedy}",
+        {
+            semconv.ADVICE_KIND: str(advice.kind),
+            semconv.ADVICE_EVIDENCE: advice.evidence,
+            semconv.ADVICE_REMEDY: advice.remedy,
+        },
+        at,
+    )

@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from stagewatch.instrumentation.pyspark import about, contexts, draining
 from stagewatch.instrumentation.pyspark.draining import Fate
+from stagewatch.instrumentation.pyspark.in_jvm import InJvm
 from stagewatch.instrumentation.pyspark.status_store import StatusStore
 from stagewatch.instrumentation.pyspark.streams import Streams
 from stagewatch.instrumentation.pyspark.work import Work
@@ -173,9 +174,9 @@ def _listener(context: Any, constructor: Any) -> draining.Teller | None:
     gateway = context._gateway
     arguments = gateway.new_array(gateway.jvm.java.lang.Object, 2)
     arguments[0], arguments[1] = contexts.PROPERTY, _CAPACITY
-    listener: draining.Teller = constructor.newInstance(arguments)
-    listener.attach(context._jsc.sc(), _QUEUE)  # type: ignore[attr-defined]
-    return listener
+    listener = constructor.newInstance(arguments)
+    listener.attach(context._jsc.sc(), _QUEUE)
+    return InJvm(listener)
 
 
 def _compile(gateway: Any) -> Any:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import sys
 from collections.abc import Mapping
 from types import FrameType, GeneratorType
@@ -176,10 +175,7 @@ class _Execution:
                 self._is_query = made is not None and made.WhichOneof("rel_type") in _QUERIES
 
     def _end(self, call: Call, error: BaseException | None) -> None:
-        why = None
-        with guarded:
-            why = cause(error) if error is not None else None
-        later = end_later(call, error, why)
+        later = end_later(call, error)
         plan, tags = self._request.plan, self._request.tags
         if self._tag in tags:
             tags.remove(self._tag)  # the request is the client's, and may be executed again
@@ -293,25 +289,3 @@ def _asked(frame: FrameType | None) -> tuple[str, dict[str, Any]]:
         semconv.CODE_LINE_NUMBER: frame.f_lineno,
     }
     return name, place
-
-
-_RAISED: Final = re.compile(r"^([A-Za-z_][\w.]*)(?::.*)?$", re.MULTILINE)
-_OF_THE_JVM: Final = re.compile(r"\(([a-z]\w*(?:\.[\w$]+)+)\)")
-
-
-def cause(error: BaseException) -> str | None:
-    """``error.type`` of what the client raised: the user's own exception where a Python function
-    of theirs raised it, else Spark's error condition, else the class in the JVM; None: it is the
-    exception itself."""
-    message = str(error)
-    if type(error).__name__ == "PythonException" and "\n  File " in message:
-        raised = _RAISED.search(message.rpartition("\n  File ")[2])
-        if raised is not None:
-            return raised[1]
-    # Before 4.0 the second, which warns since.
-    ask = getattr(error, "getCondition", None) or getattr(error, "getErrorClass", None)
-    condition = ask() if ask is not None else None
-    if condition:
-        return str(condition)
-    thrown = _OF_THE_JVM.match(message)
-    return thrown[1] if thrown is not None else None

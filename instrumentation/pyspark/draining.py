@@ -18,7 +18,7 @@ from stagewatch.instrumentation.pyspark import events
 from stagewatch.instrumentation.pyspark.streams import STOPPED, Streams
 from stagewatch.instrumentation.pyspark.work import Work
 from stagewatch.model import Outcome
-from stagewatch.safety import report
+from stagewatch.safety import guarded, report
 
 _MOST: Final = 2000
 """Events of one drain."""
@@ -107,8 +107,14 @@ class Drain:
     def _run(self) -> None:
         try:
             self._drain()
+            self._say_dropped()
+        except Exception:  # the JVM is gone: there is nothing more to come
+            pass
         finally:
             atexit.unregister(self.stop)
+            for close in (self._work.close, self._close_streams):
+                with guarded:
+                    close()
 
     def _drain(self) -> None:
         until = None
@@ -116,29 +122,18 @@ class Drain:
             hurries = self._hurry.is_set()
             if hurries and until is None:
                 until = time.monotonic() + _EXIT_PATIENCE / 2
-            try:
-                text = self._listener.drain(_MOST, 10 if hurries else _WAIT)
-            except Exception:  # the JVM is gone: there is nothing more to come
-                break
+            text = self._listener.drain(_MOST, 10 if hurries else _WAIT)
             is_empty = len(text) <= 2
             if not is_empty:
                 self._take(text)
             for settle in (self._work.settle, self._streams.settle):
-                try:
+                with guarded:
                     settle(is_empty)
-                except Exception as fault:
-                    report(fault)
             is_settled = is_empty and self._work.is_settled and self._streams.is_settled
             if until is not None and (is_settled or time.monotonic() > until):
                 break
             if not hurries:
                 self._hurry.wait(_PAUSE)
-        for close in (self._work.close, self._close_streams):
-            try:
-                close()
-            except Exception as fault:
-                report(fault)
-        self._say_dropped()
 
     def _close_streams(self) -> None:
         match self._fate:
@@ -165,10 +160,7 @@ class Drain:
                     report(fault)
 
     def _say_dropped(self) -> None:
-        try:
-            dropped = self._listener.dropped()
-        except Exception:
-            return
+        dropped = self._listener.dropped()
         if dropped:
             _logger.warning(
                 "stagewatch has not heard of %d events of Spark, whose queue was full: figures of "

@@ -10,6 +10,7 @@ from opentelemetry.trace import Span, StatusCode
 from opentelemetry.util.types import AttributeValue
 
 from stagewatch import clock, semconv
+from stagewatch.instrumentation.pyspark import failures
 from stagewatch.recording import Recording
 from stagewatch.tracing import start_span_as
 
@@ -31,9 +32,12 @@ def start_span(
     return recording.tracer.start_span(name, parent, attributes=known, start_time=start)
 
 
-def fail(span: Span, cause: str) -> None:
-    """It failed with this ``error.type``."""
-    span.set_attribute(semconv.ERROR_TYPE, cause)
+def fail(span: Span, error: str, text: str = "") -> None:
+    """*error*: its ``error.type``, where *text*, as Spark prints it, tells no more."""
+    found = failures.of_text(text) if text else None
+    span.set_attribute(semconv.ERROR_TYPE, found.error_type if found is not None else error)
+    if found is not None and found.place is not None:
+        span.set_attribute(semconv.ERROR_PLACE, found.place)
     span.set_status(StatusCode.ERROR)
 
 

@@ -7,7 +7,6 @@ written if it failed, was slow or is in the sample. Quiet ones are counted only.
 from __future__ import annotations
 
 import json
-import re
 import threading
 import time
 from collections import deque
@@ -26,8 +25,8 @@ from opentelemetry.util.types import AttributeValue
 
 from stagewatch import clock, recording, semconv, tracing
 from stagewatch.child_runs import ChildRun, open_child_run
-from stagewatch.failures import error_place, verdict
-from stagewatch.instrumentation.pyspark import events, figures
+from stagewatch.failures import Cause, error_place, verdict
+from stagewatch.instrumentation.pyspark import events, failures, figures
 from stagewatch.instrumentation.pyspark.spans import fail, moment, start_of, start_span
 from stagewatch.model import Outcome
 from stagewatch.recording import Counts, Recording
@@ -483,7 +482,7 @@ def _write_jobs(child: ChildRun, batch: _Batch, root: Span, end: int) -> None:
                 _write_stage(child, stage, stage.submitted, job, end)
         over = batch.ended.get(number)
         if over is not None and over.error is not None:
-            fail(job, over.error)
+            fail(job, over.error, f"{over.error}: {over.message}")
         job.end(moment(over.at, start) if over is not None else max(end, start))
 
 
@@ -502,7 +501,7 @@ def _write_stage(
     )  # fmt: skip
     span.set_attributes(figures.of_stage(stage))
     if stage.failure is not None:
-        fail(span, stage.error or "stage_failed")
+        fail(span, stage.error or "stage_failed", stage.failure)
     span.end(moment(stage.completed, start) if stage.completed is not None else max(end, start))
 
 
@@ -528,39 +527,21 @@ def _first_job(batch: _Batch, otherwise: int) -> int:
 # --- why it failed ----------------------------------------------------------------------------
 
 
-class _Cause(Struct, frozen=True):
-    outcome: Outcome
-    error_type: str
-    message: str | None
-    place: str | None
-
-
-def _of_error(error: BaseException) -> _Cause:
+def _of_error(error: BaseException) -> Cause:
     """Of what the user's function raised."""
     outcome, error_type = verdict(error)
     try:
         message = str(error)
     except Exception:  # their __str__, not ours
         message = None
-    return _Cause(outcome, error_type or "unknown", message, error_place(error))
+    return Cause(error_type or "unknown", outcome, error_place(error), message)
 
 
-_RAISED: Final = re.compile(r"^([^\W\d][\w.]*)(?:: (.*))?$")
-_FRAME: Final = re.compile(r'^  File "([^"]*)", line (\d+), in (.*)$')
-
-
-def _of_text(told: events.QueryTerminated) -> _Cause:
-    """The user's exception of a Python worker, else Spark's condition, else the class."""
+def _of_text(told: events.QueryTerminated) -> Cause:
+    """The user's exception of a Python worker, else what Spark says."""
     text = told.message or ""
-    error_type, message, place = told.error or text.partition(":")[0] or "unknown", text, None
-    _, _, trace_back = text.partition("Traceback (most recent call last):\n")
-    for line in trace_back.splitlines():
-        if frame := _FRAME.match(line):
-            place = f"{frame[1]}:{frame[2]} in {frame[3]}"
-        elif raised := _RAISED.match(line):
-            error_type, message = raised[1], raised[2] or ""
-            break
-    return _Cause(Outcome.FAILURE, error_type, message.partition("\n")[0] or None, place)
+    found = failures.of_text(text)
+    return found if found is not None else Cause(told.error or "unknown", message=text or None)
 
 
 # --- progress ---------------------------------------------------------------------------------

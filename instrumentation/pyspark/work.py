@@ -7,8 +7,9 @@ drains the listener.
 
 from __future__ import annotations
 
+import os
 import time
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from msgspec import Struct
 from opentelemetry import trace
@@ -16,7 +17,14 @@ from opentelemetry.trace import Span
 from opentelemetry.util.types import AttributeValue
 
 from stagewatch import clock, recording, semconv
-from stagewatch.instrumentation.pyspark import contexts, datasets, events, figures
+from stagewatch.instrumentation.pyspark import (
+    advice,
+    advisor,
+    contexts,
+    datasets,
+    events,
+    figures,
+)
 from stagewatch.instrumentation.pyspark.action import Action
 from stagewatch.instrumentation.pyspark.executions import Executions
 from stagewatch.instrumentation.pyspark.spans import fail, moment, start_of, start_span
@@ -60,6 +68,7 @@ class Work:
         self._sums: dict[str, dict[str, float]] = {}
         """By stage of the pipeline, over the run."""
         self._slot_seconds: dict[str, float] = {}
+        self._advisor = advisor.Advisor()
         self.is_over = False
         """Nothing is told any more."""
 
@@ -190,7 +199,7 @@ class Work:
         if job is None:
             return
         if event.error is not None:
-            fail(job.span, event.error)
+            fail(job.span, event.error, f"{event.error}: {event.message}")
         job.span.end(moment(event.at, start_of(job.span)))
         action = job.action
         if action is not None:
@@ -226,7 +235,7 @@ class Work:
         found = figures.of_stage(event)
         span.set_attributes(found)
         if event.failure is not None:
-            fail(span, event.error or "stage_failed")
+            fail(span, event.error or "stage_failed", event.failure)
         end = event.completed
         span.end(moment(end, start_of(span)) if end is not None else clock.now())
         if action is not None:
@@ -311,10 +320,27 @@ class Work:
             datasets=() if action.peeks else seen.datasets,
             attributes=_attributes(action, seen),
         )
+        self._advise(action, later)
         if action.lingers:
             action.reads = counted.rows_in is not None
             action.ended.clear()
             action.stages.clear()
+
+    def _advise(self, action: Action, later: Later) -> None:
+        current = action.recording
+        if current.is_over or later.ended.error_type is not None:
+            return
+        finished = advice.Action(
+            later.ended.name,
+            later.ended.nanoseconds / 1e9,
+            action.busy / 1e3,
+            self.slots,
+            _call_site(action.span),
+            tuple(action.stages),
+            tuple(action.ended),
+        )
+        for one in self._advisor.advise(finished):
+            current.sink.append(advisor.noted(one, current.run.run_id, later.end))
 
 
 class _Counted(NamedTuple):
@@ -356,3 +382,9 @@ def _attributes(action: Action, seen: datasets.Seen) -> dict[str, AttributeValue
     if is_write and inputs:
         found[semconv.DATASET_INPUTS] = inputs
     return found
+
+
+def _call_site(span: Any) -> str:
+    known = getattr(span, "attributes", None) or {}
+    file = str(known.get(semconv.CODE_FILE_PATH, ""))
+    return f"{os.path.basename(file)}:{known.get(semconv.CODE_LINE_NUMBER)}" if file else ""

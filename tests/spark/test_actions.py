@@ -25,7 +25,10 @@ from tests.spark.told import (
     stages,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas"),
+    pytest.mark.filterwarnings("ignore:The copy keyword is deprecated"),
+]
 
 Act = Callable[[Any, Path], Any]
 """Takes the session and a directory."""

@@ -10,6 +10,8 @@ from typing import Final
 
 from stagewatch.exporters.journal import start_ticks
 from stagewatch.exporters.recorder.watching import proc
+from stagewatch.exporters.recorder.watching.proc import Reader
+from stagewatch.system import LINUX
 
 _PIDFD_GET_INFO: Final = 0xC040FF0B
 """``_IOWR(0xFF, 11, 64 bytes)``, since Linux 6.13."""
@@ -20,15 +22,28 @@ _EXIT_CODE_AT: Final = 60
 _REAPING_MILLISECONDS: Final = 20
 
 
+def reader() -> Reader | None:
+    """What there is to look at processes with: /proc, psutil on macOS."""
+    if os.path.exists("/proc/self/stat"):
+        return proc
+    if LINUX:  # psutil reads /proc, too
+        return None
+    try:
+        from stagewatch.exporters.recorder.watching import with_psutil
+    except ImportError:
+        return None
+    return with_psutil
+
+
 def tells() -> bool:
-    """Whether there is a /proc here."""
-    return os.path.exists("/proc/self/stat")
+    """Whether it can be known which process a pid names."""
+    return reader() is not None
 
 
 def is_running(pid: int, ticks: int) -> bool:
     """Whether the process that *pid* named when it started at *ticks* still is; zombies are not."""
-    found = proc.read(pid)
-    return found is not None and found.ticks == ticks and not found.is_dead
+    eyes = reader()
+    return eyes is not None and eyes.is_running(pid, ticks)
 
 
 def open_pidfd(pid: int, ticks: int) -> int | None:

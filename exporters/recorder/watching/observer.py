@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Final, NamedTuple, Protocol, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -14,9 +12,8 @@ from msgspec import Struct
 from stagewatch import safety
 from stagewatch.config import Settings
 from stagewatch.exporters.page import PageReader
-from stagewatch.exporters.recorder.watching import proc
 from stagewatch.exporters.recorder.watching.kinship import Kinship
-from stagewatch.exporters.recorder.watching.proc import Reading, Traffic
+from stagewatch.exporters.recorder.watching.proc import Reader
 from stagewatch.exporters.recorder.watching.stack import StackDump, find_py_spy
 from stagewatch.exporters.recorder.watching.stillness import UNREADABLE, Stillness, waits_for
 from stagewatch.exporters.recorder.watching.vitals import Vitals
@@ -42,18 +39,6 @@ class Seen(Struct, frozen=True):
     is_still: bool = False
     waits_for: str | None = None
     stack: str | None = None
-
-
-class Reader(Protocol):
-    """`proc`, or its equal."""
-
-    def read(self, pid: int) -> Reading | None: ...
-
-    def traffic(self, pid: int) -> Traffic | None: ...
-
-    def memory_peak(self, pid: int) -> int | None: ...
-
-    def parents(self, known: Mapping[int, int]) -> dict[int, int]: ...
 
 
 class _Known(Struct):
@@ -87,19 +72,6 @@ class _Known(Struct):
         if self.dump is not None:
             self.dump.cancel()
         self.dump, self.stack, self.is_dumped = None, None, False
-
-
-def reader() -> Reader | None:
-    """What there is to look with."""
-    if os.path.exists("/proc/self/stat"):
-        return proc
-    if sys.platform == "linux":  # psutil reads /proc, too
-        return None
-    try:
-        from stagewatch.exporters.recorder.watching import with_psutil
-    except ImportError:
-        return None
-    return with_psutil
 
 
 class Observer:

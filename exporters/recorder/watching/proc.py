@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 _TICK: Final = 1.0 / os.sysconf("SC_CLK_TCK")
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
@@ -22,7 +22,7 @@ class Reading(NamedTuple):
     """Resident bytes."""
     threads: int
     ticks: int | None = None
-    """Start in clock ticks since boot; None where only /proc would tell."""
+    """See `stagewatch.exporters.journal.start_ticks`; None where it cannot be known."""
     is_dead: bool = False
     """A zombie: nobody has waited for it yet."""
     wait_status: int = 0
@@ -37,6 +37,20 @@ class Traffic(NamedTuple):
     written_bytes: int
     every: int
     """Storage, page cache, pipes and terminals together: whether it grew is what matters."""
+
+
+class Reader(Protocol):
+    """This module, or its equal."""
+
+    def read(self, pid: int) -> Reading | None: ...
+
+    def is_running(self, pid: int, ticks: int) -> bool: ...
+
+    def traffic(self, pid: int) -> Traffic | None: ...
+
+    def memory_peak(self, pid: int) -> int | None: ...
+
+    def parents(self, known: Mapping[int, int]) -> dict[int, int]: ...
 
 
 def read(pid: int) -> Reading | None:
@@ -55,6 +69,12 @@ def read(pid: int) -> Reading | None:
         fields[0] in _DEAD,
         int(fields[-1]),
     )
+
+
+def is_running(pid: int, ticks: int) -> bool:
+    """Whether the process that *pid* named when it started at *ticks* still is; zombies are not."""
+    found = read(pid)
+    return found is not None and found.ticks == ticks and not found.is_dead
 
 
 def traffic(pid: int) -> Traffic | None:

@@ -6,10 +6,10 @@ Nothing here knows what records mean; that is the intake's.
 from __future__ import annotations
 
 import os
-import select
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from selectors import EVENT_READ, BaseSelector
 from typing import Final, Protocol
 
 from msgspec import structs
@@ -23,7 +23,7 @@ from stagewatch.exporters.recorder.deposit import Deposit
 from stagewatch.exporters.recorder.door import Caller, is_key
 from stagewatch.exporters.recorder.watching import exits, kernel
 from stagewatch.exporters.recorder.watching.follow import Follower, Taker, remove_files
-from stagewatch.exporters.recorder.watching.observer import Observer, Process, Seen, reader
+from stagewatch.exporters.recorder.watching.observer import Observer, Process, Seen
 from stagewatch.exporters.recorder.watching.outcome import Death
 from stagewatch.exporters.recorder.watching.shortage import Shortage
 from stagewatch.exporters.recorder.watching.vitals import Sighting, Vitals
@@ -58,18 +58,18 @@ class Watch:
         self,
         room: Path,
         intake: Intake,
-        epoll: select.epoll,
+        selector: BaseSelector,
         settings: Settings | None = None,
         deposit: Deposit | None = None,
     ) -> None:
         self.followers: dict[str, Follower] = {}
         self._room = room
         self._intake = intake
-        self._epoll = epoll
+        self._selector = selector
         self._by_pidfd: dict[int, Follower] = {}
         self._foreign: set[str] = set()
         self._dead: dict[str, Death] = {}
-        self._observer = Observer(settings or Settings(), reader())
+        self._observer = Observer(settings or Settings(), kernel.reader())
         self._shortage = Shortage()
         self._deposit = deposit
         self._host = host_id()
@@ -258,7 +258,7 @@ class Watch:
     def _watch(self, follower: Follower, pidfd: int) -> None:
         follower.pidfd = pidfd
         self._by_pidfd[pidfd] = follower
-        self._epoll.register(pidfd, select.EPOLLIN)
+        self._selector.register(pidfd, EVENT_READ)
         if self._deposit is not None:
             self._deposit.put(follower.key, pidfd)
 
@@ -320,7 +320,7 @@ class Watch:
         )
 
     def _judge_by_page(self, follower: Follower) -> None:
-        # Without /proc nobody knows whose a pid is, unless its process holds the page.
+        # Without /proc (or psutil) nobody knows whose a pid is, unless its process holds the page.
         pidfd = kernel.open_any_pidfd(follower.pid)
         is_held = follower.is_held()
         if is_held and pidfd is not None:
@@ -347,7 +347,7 @@ class Watch:
     def _release(self, follower: Follower) -> None:
         # Of a dead process a pidfd stays readable, and who polls it runs hot.
         if follower.pidfd is not None:
-            self._epoll.unregister(follower.pidfd)
+            self._selector.unregister(follower.pidfd)
             del self._by_pidfd[follower.pidfd]
             os.close(follower.pidfd)
             follower.pidfd = None

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import psutil
 
+from stagewatch.exporters.journal import start_ticks
 from stagewatch.exporters.recorder.watching.proc import Reading, Traffic
 
 
@@ -26,10 +27,19 @@ def read(pid: int) -> Reading | None:
                 + getattr(times, "children_system", 0.0),
                 process.memory_info().rss,
                 process.num_threads(),
-                is_dead=process.status() == psutil.STATUS_ZOMBIE,
+                start_ticks(pid),
+                process.status() == psutil.STATUS_ZOMBIE,
             )
-    except psutil.Error:
+    except (psutil.Error, OSError):
         return None
+
+
+def is_running(pid: int, ticks: int) -> bool:
+    """As in `proc`; asks for nothing that is hidden from other users."""
+    try:
+        return start_ticks(pid) == ticks and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, OSError):
+        return False
 
 
 def traffic(pid: int) -> Traffic | None:

@@ -151,7 +151,9 @@ class _Execution:
         if attached is not None:
             stage = current_stage()
             of = stage.name if stage is not None else ""
-            self._action = Action(context, call.span, of, clock.now(), False, False, False)
+            self._action = Action(
+                context, call.span, of, clock.now(), False, False, False, call.recording
+            )
             self._attached = attached
             attached.work.begin(self._action)
             announce(call)

@@ -14,9 +14,12 @@ installed := $(VENV)/.installed
 linked := $(VENV)/.linked-$(names)
 ours := .venv-bench/.installed
 stock := .venv-stock/.installed
+spark := .venv-spark/.installed
+spark35 := .venv-spark35/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup link demo test test-all lint format faults faults-stock bench clean
+.PHONY: help setup link demo demo-spark test test-spark test-all lint format faults faults-stock
+.PHONY: bench bench-spark clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST)
@@ -41,10 +44,17 @@ link: $(linked)  ## After a module was added or removed: link it into the editab
 demo: setup  ## Run a real pipeline under stagewatch and print its trace and report
 	$(BIN)/python -m examples.demo
 
+demo-spark: setup $(spark)  ## The same flights in PySpark: its trace, and what could be better; needs Java
+	.venv-spark/bin/python -m examples.demo_spark
+
 test: setup  ## Run the tests
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
-test-all: test  ## All tests there are (today the same as `make test`)
+test-spark: setup $(spark) $(spark35)  ## Run the tests with a real Spark, 4.x and then 3.5; needs Java
+	.venv-spark/bin/python -m pytest tests/spark $(ARGS)
+	.venv-spark35/bin/python -m pytest tests/spark $(ARGS)
+
+test-all: test test-spark  ## All tests there are
 
 lint: setup  ## Style, types and layers
 	$(BIN)/ruff check .
@@ -72,6 +82,22 @@ $(stock): constraints.txt benchmarks/stock.txt
 	$(call pip,.venv-stock) install -c constraints.txt -r benchmarks/stock.txt
 	touch $@
 
+# Environments with a Spark; the link tree that `setup` keeps is theirs, too.
+$(spark): pyproject.toml constraints.txt
+	@echo "setting up .venv-spark from constraints.txt: a minute or two, once"
+	test -x .venv-spark/bin/python || $(PYTHON) -m venv .venv-spark
+	$(call pip,.venv-spark) install -c constraints.txt pip setuptools
+	$(call pip,.venv-spark) install -c constraints.txt --no-build-isolation --group dev -e '.[pandas,requests]' 'pyspark[sql,connect]'
+	touch $@
+
+$(spark35): pyproject.toml constraints.txt constraints-spark35.txt
+	@echo "setting up .venv-spark35 from constraints-spark35.txt: a minute or two, once"
+	test -x .venv-spark35/bin/python || $(PYTHON) -m venv .venv-spark35
+	awk -F== 'FNR == NR { taken[$$1] } FNR == NR || !($$1 in taken)' constraints-spark35.txt constraints.txt > .venv-spark35/constraints.txt
+	$(call pip,.venv-spark35) install -c .venv-spark35/constraints.txt pip setuptools
+	$(call pip,.venv-spark35) install -c .venv-spark35/constraints.txt --no-build-isolation --group dev -e '.[pandas,requests]' 'pyspark[sql]'
+	touch $@
+
 faults: setup  ## Every way a job can end or hang, in three set-ups, and what is known of it (minutes)
 	$(BIN)/python -m tests.faults $(ARGS)
 
@@ -80,6 +106,9 @@ faults-stock: setup $(stock)  ## The same jobs under the stock SDK
 
 bench: setup $(ours) $(stock)  ## Measure the numbers of the README (about ten minutes)
 	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-spark: setup $(spark)  ## Measure what Spark jobs pay for being watched (about ten minutes)
+	.venv-spark/bin/python -m benchmarks $(or $(ARGS),spark spark_executors)
 
 clean:  ## Remove what was built, measured and cached (the virtual environments stay)
 	rm -rf build dist *.egg-info .demo .bench .faults .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

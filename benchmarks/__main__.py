@@ -31,18 +31,21 @@ NAMES = (
     "watching",
     "reporting",
 )
+SPARK = ("spark", "spark_executors")
+"""Where PySpark is installed: `make bench-spark`."""
+KNOWN = NAMES + SPARK
 MARKS = {True: "✓", False: "✗", None: ""}
 
 
 def main() -> int:
     """Run the benchmarks one after the other; one that breaks does not stop the rest."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(KNOWN)}")
     parser.add_argument("--markdown", action="store_true", help="a table for the README")
     options = parser.parse_args()
-    unknown = set(options.names) - set(NAMES)
+    unknown = set(options.names) - set(KNOWN)
     if unknown:
-        parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(KNOWN)}")
     about, broken = machine(), []
     results: dict[str, Any] = {}
     for name in options.names or NAMES:

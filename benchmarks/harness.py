@@ -32,6 +32,7 @@ OURS = ROOT / ".venv-bench" / "bin"
 """stagewatch installed as a wheel with little else, like its rival in `STOCK`."""
 STOCK = ROOT / ".venv-stock" / "bin"
 """opentelemetry-distro: batch span processor and OTLP exporter, as they come."""
+SPARK = ROOT / ".venv-spark" / "bin"
 BROKEN = ("Failed to auto initialize", "stagewatch failed")
 """What a job says on stderr when it went on without telemetry: its figures would flatter us."""
 PATIENCE = 180.0

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from rich.text import Text
 
-from stagewatch import checks, config, reading, values
+from stagewatch import checks, config, reading, spark_checks, values
 from stagewatch.checks import Check, Level
 from stagewatch.database import FILE
 from stagewatch.exporters import state
@@ -55,6 +55,7 @@ def examine(environ: Mapping[str, str], directory: Path) -> list[Check]:
         ("settings", lambda: checks.settings(environ)),
         ("distro", lambda: checks.launcher(environ)),
         ("libraries", lambda: checks.instrumentors(environ)),
+        ("spark", lambda: spark_checks.spark(environ)),
         ("state", lambda: _state(here)),
         ("recorder", lambda: _recorder(here, goal)),
         ("backend", lambda: checks.backend(goal, environ)),

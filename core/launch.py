@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _WRAPPER = "opentelemetry-instrument"
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
+_SPARK_SUBMIT = "spark-submit"
+_SPARK_PYTHONS = ("PYSPARK_DRIVER_PYTHON", "PYSPARK_PYTHON")
 _FIRST_LINE = 256
 """Bytes of a script that the kernel looks at."""
 
@@ -68,12 +70,15 @@ def _become(command: list[str], child: parent.Child, waits: tuple[int, int]) -> 
     wrapper = None
     if not is_disabled(os.environ):
         wrapper = _wrapper(command, path)
+        # Spark may fail before there is a driver to open a run; the driver joins this one.
+        opens_run = wrapper is None or os.path.basename(command[0]) == _SPARK_SUBMIT
         with guarded:
-            _prepare(command, path, child, waits, opens_run=wrapper is None)
+            _prepare(command, path, child, waits, opens_run=opens_run)
     if wrapper is not None and os.path.basename(command[0]) != _WRAPPER:
         os.environ.setdefault("OTEL_PYTHON_DISTRO", "stagewatch")
         os.environ.setdefault("OTEL_PYTHON_CONFIGURATOR", "stagewatch")
-        path, command = wrapper, [_WRAPPER, *command]
+        # Without the dashes it takes the command's options for shortened ones of its own.
+        path, command = wrapper, [_WRAPPER, "--", *command]
     child.restore_signals()
     _execute(path, command)
 
@@ -202,6 +207,9 @@ def _interpreter(path: str, arguments: list[str]) -> tuple[str | None, list[str]
     """The Python that runs a command, and what it is given; None if it is none."""
     if is_python(path):
         return path, arguments
+    if os.path.basename(path) == _SPARK_SUBMIT:
+        driver = (os.environ.get(name) for name in _SPARK_PYTHONS)
+        return _find(next(filter(None, driver), "python3")), []
     if os.path.basename(path) == _WRAPPER:
         return path, []
     if not path.endswith(".py"):

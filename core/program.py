@@ -18,7 +18,10 @@ _HELPERS = (
     "pyspark.sql.worker.",
     "pyspark.sql.streaming.",
     "pyspark.sql.connect.streaming.worker.",
+    "pyspark.util import spark_connect_mode",  # of the `pyspark` shell, before it starts
 )
+_HELPER_SCRIPT = "find_spark_home.py"
+"""Of ``spark-submit`` and ``pyspark``, which look for their Spark."""
 
 
 class Program(Struct, frozen=True):
@@ -52,22 +55,31 @@ def program(orig_argv: Sequence[str]) -> Program:
             command = rest[0] if rest else ""
             return Program(is_helper=any(name in command for name in _HELPERS))
         elif not argument.startswith("-"):
-            return Program(script=argument)
+            is_helper = os.path.basename(argument) == _HELPER_SCRIPT
+            return Program(script=argument, is_helper=is_helper)
     return Program()
 
 
 _SHELLS = {"sh", "ash", "bash", "dash", "ksh", "zsh"}
+_SPARK_SUBMIT = "spark-submit"
+_SUBMIT_FLAGS = {"--supervise", "--verbose", "-v"}
+"""Options of ``spark-submit`` that take no value."""
 
 
 def command(arguments: Sequence[str], path: str | None) -> Program:
-    """What a command line runs: Python's script or module, a shell's script, else the command.
+    """What a command line runs: Python's script or module, the script of a shell or of Spark, else
+    the command.
 
     *path*: where the command is, None if nowhere.
     """
     name = os.path.basename(arguments[0])
     if name.startswith("python"):
         return program(arguments)
-    script = _shell_script(arguments) if name in _SHELLS else None
+    script = None
+    if name in _SHELLS:
+        script = _shell_script(arguments)
+    elif name == _SPARK_SUBMIT:
+        script = _submitted(arguments)
     return Program(script=script or path or arguments[0])
 
 
@@ -82,6 +94,18 @@ def _shell_script(arguments: Sequence[str]) -> str | None:
         if option[:2] != "--" and "c" in option:
             return None
         if option[:2] != "--" and option.endswith("o"):
+            rest = rest[1:]
+    return None
+
+
+def _submitted(arguments: Sequence[str]) -> str | None:
+    """The Python script among the arguments of ``spark-submit``."""
+    rest = list(arguments[1:])
+    while rest:
+        option = rest.pop(0)
+        if not option.startswith("-"):
+            return option if option.endswith(".py") else None
+        if option not in _SUBMIT_FLAGS and "=" not in option:
             rest = rest[1:]
     return None
 

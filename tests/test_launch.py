@@ -461,6 +461,13 @@ def test_python(start: Start, line: list[str]) -> None:
     assert start.jobs.tree(run) == [{"load": []}]
 
 
+def test_options_are_the_commands_own(start: Start) -> None:
+    """An option that `opentelemetry-instrument` has, too, shortened or not, reaches the script."""
+    start.jobs.script("import sys; print(sys.argv[1:])")
+    line = "python etl.py --conf x --version -- --distro y"
+    assert start.done(*line.split()) == (0, f"{line.split()[2:]}\n", "")
+
+
 @pytest.mark.parametrize("name", ["python3", "opentelemetry-instrument"])
 def test_python_without_stagewatch(start: Start, name: str) -> None:
     """One line says so; the command is run and recorded like any other."""
@@ -681,6 +688,17 @@ def test_stop_of_a_container(start: Start, container: list[str]) -> None:
         ("bash --norc -- nightly.sh", "/bin/bash", Program(script="nightly.sh")),
         ("sh -c 'exit 3' x", "/bin/sh", Program(script="/bin/sh")),
         ("python -I -m jobs.load", "/bin/python", Program(module="jobs.load")),
+        ("spark-submit load.py --day 1", "/bin/spark-submit", Program(script="load.py")),
+        (
+            "spark-submit --master yarn -v --conf a=b --name=x jobs/load.py",
+            "/bin/spark-submit",
+            Program(script="jobs/load.py"),
+        ),
+        (
+            "spark-submit --class Load load.jar x.py",
+            "/bin/spark-submit",
+            Program(script="/bin/spark-submit"),
+        ),
     ],
 )
 def test_what_a_command_runs(line: str, path: str | None, expected: Program) -> None:

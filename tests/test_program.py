@@ -34,6 +34,14 @@ from stagewatch.program import ParentRun, Program, parent_run, program
             Program(is_helper=True),
         ),
         (["python", "-m", "pyspark.daemon"], Program(module="pyspark.daemon", is_helper=True)),
+        (
+            ["python3", "/venv/bin/find_spark_home.py"],
+            Program(script="/venv/bin/find_spark_home.py", is_helper=True),
+        ),
+        (
+            ["python3", "-c", "from pyspark.util import spark_connect_mode; print(1)"],
+            Program(is_helper=True),
+        ),
         (["python", "-m", "pyspark.worker"], Program(module="pyspark.worker", is_helper=True)),
     ],
 )

@@ -19,12 +19,16 @@ def describe(context: Any) -> None:
         return
     known = {
         semconv.SPARK_APPLICATION_ID: context.applicationId,
-        semconv.SPARK_MASTER: redaction.url(context.master),
+        semconv.SPARK_MASTER: _master(context.master),
     }
     where = _ui(context)
     if where:
         known[semconv.SPARK_UI_URL] = redaction.url(where)
     trace.get_current_span(current.run.context).set_attributes(known)
+
+
+def _master(name: str) -> str:
+    return redaction.url(name) if "//" in name else name  # ``local[2]``, ``yarn``
 
 
 def _ui(context: Any) -> str | None:

@@ -179,6 +179,7 @@ spark.stop()
 """
 
 
+@pytest.mark.timeout(600)  # two sessions
 def test_results_are_the_same(spark_jobs: Jobs) -> None:
     """Of every kind of function: results, errors with their tracebacks, plans and cache hits are
     those of a Spark without us; and every task is a span under its Spark stage."""
@@ -203,6 +204,7 @@ def test_results_are_the_same(spark_jobs: Jobs) -> None:
     assert "secret 5" not in str(tasks)
 
 
+@pytest.mark.timeout(600)  # two sessions
 def test_executors_without_us(spark_jobs: Jobs, tmp_path: Path) -> None:
     """Where executors have Spark but nothing of ours, the job does what it does without us."""
     bare = _bare_python(tmp_path / "bare")
@@ -228,8 +230,9 @@ def test_nothing_without_the_opt_in(spark_jobs: Jobs) -> None:
     first, second = done.stdout.splitlines()
     ours = eval(first)
     assert second == "True"
-    idle = {"distro", "exporters", "measures", "model", "program", "records", "safety"}
-    assert {name.split(".")[1] for name in ours} == idle
+    assert "stagewatch.distro" in ours
+    busy = {"instrumentation", "lifecycle", "tasks", "tracing", "wiring"}
+    assert busy.isdisjoint(name.split(".")[1] for name in ours)
     (run,) = spark_jobs.runs()
     assert not [span for span in _spans(spark_jobs, run) if span.name == TASK]
     assert _journals(spark_jobs) == 1

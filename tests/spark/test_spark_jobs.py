@@ -1,0 +1,88 @@
+"""Whole Spark jobs under `opentelemetry-instrument`: how they end, and what is there of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.jobs import Jobs
+
+JOB = {"spark.job": [{"spark.stage": []}]}
+
+
+def _named(tree: Any, name: str) -> list[Any]:
+    return [below for span in tree for found, below in span.items() if found == name]
+
+
+def test_sessions_of_one_job(spark_jobs: Jobs) -> None:
+    """One after the other, a second one on the same context, a forked child, and an end right after
+    `stop`: all has its figures, and nothing is said."""
+    done = spark_jobs.run(
+        """
+        import os
+        import stagewatch
+        from pyspark.sql import SparkSession
+
+        with stagewatch.stage("first"):
+            spark = SparkSession.builder.appName("one").getOrCreate()
+            spark.sparkContext.setLogLevel("OFF")
+            spark.range(10).collect()
+            spark.newSession().range(10).collect()
+            child = os.fork()
+            if not child:
+                with stagewatch.stage("forked"):
+                    pass
+                os._exit(0)
+            os.waitpid(child, 0)
+            spark.stop()
+        with stagewatch.stage("second"):
+            spark = SparkSession.builder.appName("two").getOrCreate()
+            spark.sparkContext.setLogLevel("OFF")
+            spark.range(10).write.parquet("out")
+            spark.stop()
+        """
+    )
+    assert done.returncode == 0, done.stderr
+    assert "stagewatch" not in done.stderr
+    assert "Traceback" not in done.stderr
+    (run,) = spark_jobs.runs()
+    tree = spark_jobs.tree(run)
+    (first,), (second,) = _named(tree, "first"), _named(tree, "second")
+    assert first == [{"pyspark.collect": [JOB]}, {"pyspark.collect": [JOB]}, {"forked": []}]
+    assert second == [{"pyspark.write.parquet": [JOB]}]
+    with spark_jobs.history() as history:
+        stages = {stage.name: stage for stage in history.stages(run.run_id)}
+    assert stages["second"].records_out == 10
+
+
+def test_jvm_is_killed(spark_jobs: Jobs) -> None:
+    """The job goes on as it would without us: its logging is its own, its stages end, and it
+    exits at once."""
+    done = spark_jobs.run(
+        """
+        import logging, os, signal, threading, time
+        import stagewatch
+        from pyspark.sql import SparkSession
+
+        spark = SparkSession.builder.getOrCreate()
+        spark.sparkContext.setLogLevel("OFF")
+        with stagewatch.stage("before"):
+            spark.range(10).collect()
+        os.kill(spark.sparkContext._gateway.proc.pid, signal.SIGKILL)
+        while any(it.name == "stagewatch-spark" for it in threading.enumerate()):
+            time.sleep(0.05)
+        print(logging.root.handlers)
+        with stagewatch.stage("after"):
+            try:
+                spark.range(10).collect()
+            except Exception:
+                print("caught")
+        """
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[]\ncaught\n"
+    assert "stagewatch" not in done.stderr
+    (run,) = spark_jobs.runs()
+    tree = spark_jobs.tree(run)
+    assert _named(tree, "before") == [[{"pyspark.collect": [JOB]}]]
+    (after,) = _named(tree, "after")
+    assert [name for span in after for name in span] == ["pyspark.collect"] * len(after)

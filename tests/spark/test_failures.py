@@ -57,6 +57,18 @@ def test_failure(name: str, spark: Any, recorded: Recorded, tmp_path: Path) -> N
     assert "Smith" not in str(recorded.records())
 
 
+@pytest.mark.timeout(1800)
+def test_python_sees_what_it_saw(spark_jobs: Jobs) -> None:
+    """Types, texts, attributes and tracebacks of all of them, without us and with us."""
+    plain = without_us(spark_jobs, FAILING)
+    process = spark_jobs.start("python", FAILING)
+    out, err = process.communicate(timeout=900)
+    assert process.returncode == 0, err
+    assert out.count("== ") == len(SCENES)
+    assert out == plain.stdout
+    assert "stagewatch" not in err
+
+
 # --- jobs of their own --------------------------------------------------------------------------
 
 BEGIN = """
@@ -114,22 +126,27 @@ JOBS: dict[str, tuple[str, str, str, str]] = {
 """Settings, what is done, outcome and ``error.type`` of the run."""
 
 
+def without_us(jobs: Jobs, script: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, script],
+        cwd=jobs.directory,
+        env=jobs.environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+
+
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", JOBS)
 def test_job_that_dies(name: str, spark_jobs: Jobs) -> None:
     """Exit status, output and traceback are as without us; the run says why, and so does the
     operation."""
     settings, act, outcome, error_type = JOBS[name]
     script = spark_jobs.script(BEGIN.format(settings=settings) + act + "\n")
-    plain = subprocess.run(
-        [sys.executable, script],
-        cwd=spark_jobs.directory,
-        env=spark_jobs.environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    plain = without_us(spark_jobs, script)
     process = spark_jobs.start("python", script)
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=600)
     assert (process.returncode, out) == (plain.returncode, plain.stdout), err
     if not error_type.startswith("jvm"):  # how a socket ends is not told twice the same way
         assert traceback_of(err) == traceback_of(plain.stderr)

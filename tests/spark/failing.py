@@ -290,6 +290,6 @@ if __name__ == "__main__":
             try:
                 function(spark, folder)
             except BaseException as error:
-                print("==", name, type(error), error.args == (str(error),), vars(error).keys())
+                print("scene", name, type(error), error.args == (str(error),), vars(error).keys())
                 print(seen(error))
     spark.stop()

@@ -108,7 +108,7 @@ bench: setup $(ours) $(stock)  ## Measure the numbers of the README (about ten m
 	$(BIN)/python -m benchmarks $(ARGS)
 
 bench-spark: setup $(spark)  ## Measure what Spark jobs pay for being watched (about ten minutes)
-	.venv-spark/bin/python -m benchmarks spark $(ARGS)
+	.venv-spark/bin/python -m benchmarks $(or $(ARGS),spark spark_executors)
 
 clean:  ## Remove what was built, measured and cached (the virtual environments stay)
 	rm -rf build dist *.egg-info .demo .bench .faults .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -31,7 +31,7 @@ NAMES = (
     "watching",
     "reporting",
 )
-SPARK = ("spark",)
+SPARK = ("spark", "spark_executors")
 """Where PySpark is installed: `make bench-spark`."""
 KNOWN = NAMES + SPARK
 MARKS = {True: "✓", False: "✗", None: ""}

@@ -23,6 +23,8 @@ def main() -> int:
     flights_data.write(DEMO / "data")
     environment = demo_environment() | {
         "PYSPARK_PYTHON": sys.executable,
+        "PYSPARK_SUBMIT_ARGS": "--conf spark.ui.enabled=false "
+        "--conf spark.ui.showConsoleProgress=false pyspark-shell",
         "SPARK_LOCAL_IP": "127.0.0.1",
     }
     return int(any([run(command.split(), environment) for command in COMMANDS]))

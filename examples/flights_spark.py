@@ -25,9 +25,9 @@ def kind_of_delay(scheduled, dep_delay, arr_delay):
 
 
 def extract(spark, data):
-    """The raw tables, by name; their columns are found by reading them."""
-    tables = {"flights": spark.read.parquet(f"{data}/flights.parquet")}
-    for name in ("weather", "planes", "airlines"):
+    """The raw tables, by name."""
+    tables = {name: spark.read.parquet(f"{data}/{name}.parquet") for name in ("flights", "weather")}
+    for name in ("planes", "airlines"):
         tables[name] = spark.read.csv(f"{data}/{name}.csv", header=True, inferSchema=True)
     return tables
 
@@ -55,7 +55,6 @@ def load(flights, out):
         F.count("*").alias("flights"),
         F.mean((F.col("arr_delay") > 15).cast("int")).alias("late"),
     )
-    punctuality.write.mode("overwrite").parquet(f"{out}/punctuality")
     for row in punctuality.orderBy("late").take(3):
         print(f"{row.airline}: {row.flights:,} flights, {row.late:.0%} of them late")
 

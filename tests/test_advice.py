@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from stagewatch.instrumentation.pyspark import rules_of_plans, rules_of_stages
-from stagewatch.instrumentation.pyspark.advice import MB, Action, Advice, Kind
+from stagewatch.instrumentation.pyspark.advice import MB, Advice, Finished, Kind
 from stagewatch.instrumentation.pyspark.advisor import Advisor, of_action
 from stagewatch.instrumentation.pyspark.events import ExecutionEnded, PlanNode, StageCompleted
 
@@ -29,14 +29,14 @@ def stage(seconds: float = 60.0, **figures: Any) -> StageCompleted:
     return StageCompleted(**{**fields, **figures})
 
 
-def action(*stages: StageCompleted, plan: PlanNode | None = None, **known: Any) -> Action:
+def action(*stages: StageCompleted, plan: PlanNode | None = None, **known: Any) -> Finished:
     """On four slots, which it uses."""
     executions = () if plan is None else (ExecutionEnded(1, 0, plan=plan),)
     fields: dict[str, Any] = {
         "name": "pyspark.collect", "seconds": 25.0, "busy_seconds": 25.0, "slots": 4,
         "call_site": "etl.py:12",
     }  # fmt: skip
-    return Action(**{**fields, **known}, stages=stages, executions=executions)
+    return Finished(**{**fields, **known}, stages=stages, executions=executions)
 
 
 def scan(files: int = 10, size: int = 1000 * MB, **more: Any) -> PlanNode:
@@ -69,7 +69,7 @@ SKEWED: dict[str, Any] = {
 LONG: dict[str, Any] = {"tasks": 2, "succeeded": 2, "task_median": 40_000, "task_max": 41_000}
 TINY: dict[str, Any] = {"tasks": 2000, "succeeded": 2000, "task_median": 12, "task_max": 40}
 
-CASES: list[tuple[Callable[[Action], Advice | None], Action, list[Action], str, str]] = [
+CASES: list[tuple[Callable[[Finished], Advice | None], Finished, list[Finished], str, str]] = [
     (
         rules_of_stages.skew,
         action(stage(**SKEWED)),
@@ -118,7 +118,11 @@ CASES: list[tuple[Callable[[Action], Advice | None], Action, list[Action], str, 
     (
         rules_of_stages.garbage_collection,
         action(stage(gc_time=20_000)),
-        [action(stage(gc_time=10_000)), action(stage(run_time=20_000, gc_time=4000))],
+        [
+            action(stage(gc_time=9_999)),
+            action(stage(run_time=20_000, gc_time=4000)),
+            action(stage(run_time=0, gc_time=20_000)),
+        ],
         "20.0 s of 1m40s task time (20 %)",
         "spark.executor.memory",
     ),
@@ -217,7 +221,7 @@ CASES: list[tuple[Callable[[Action], Advice | None], Action, list[Action], str, 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case[0].__name__)
 def test_a_rule_and_its_near_misses(
-    case: tuple[Callable[[Action], Advice | None], Action, list[Action], str, str],
+    case: tuple[Callable[[Finished], Advice | None], Finished, list[Finished], str, str],
 ) -> None:
     """Evidence in figures, the setting or code to change, and nothing where it is not the case."""
     rule, fires, misses, evidence, remedy = case

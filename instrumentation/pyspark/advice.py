@@ -61,7 +61,7 @@ class Advice(Struct, frozen=True):
         return f"{self.kind} {self.place}"
 
 
-class Action(Struct, frozen=True):
+class Finished(Struct, frozen=True):
     """One finished action, with all that Spark did for it."""
 
     name: str

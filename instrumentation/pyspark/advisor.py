@@ -7,10 +7,10 @@ from typing import Final
 
 from stagewatch import semconv
 from stagewatch.instrumentation.pyspark import rules_of_plans, rules_of_stages
-from stagewatch.instrumentation.pyspark.advice import Action, Advice, Kind
+from stagewatch.instrumentation.pyspark.advice import Advice, Finished, Kind
 from stagewatch.records import Noted
 
-_RULES: Final[tuple[Callable[[Action], Advice | None], ...]] = (
+_RULES: Final[tuple[Callable[[Finished], Advice | None], ...]] = (
     rules_of_stages.skew,
     rules_of_stages.spill,
     rules_of_stages.tiny_tasks,
@@ -25,7 +25,7 @@ _RULES: Final[tuple[Callable[[Action], Advice | None], ...]] = (
 )
 
 
-def of_action(action: Action) -> list[Advice]:
+def of_action(action: Finished) -> list[Advice]:
     """All that can be said of one action by itself."""
     found = [advice for rule in _RULES if (advice := rule(action)) is not None]
     explained = {Kind.SKEW, Kind.FEW_PARTITIONS} & {advice.kind for advice in found}
@@ -41,7 +41,7 @@ class Advisor:
         self._given: set[str] = set()
         self._scans = rules_of_plans.Scans()
 
-    def advise(self, action: Action) -> list[Advice]:
+    def advise(self, action: Finished) -> list[Advice]:
         """What is new with this *action*; once per action, in the order in which they ended."""
         found = of_action(action)
         if (advice := self._scans.again(action)) is not None:

@@ -187,7 +187,12 @@ class _Execution:
                 later.span.set_attributes(self._attributes)
             action.rows_out = self._rows
             attached.work.returned(action, later)
-            attached.listener.left(action.context)
+            try:
+                attached.listener.left(action.context)
+            except Exception as fault:
+                attached.work.give_up(action)
+                if not attached.work.is_over:  # else: the JVM is gone
+                    report(fault)
         elif later is not None:
             found: dict[str, Any] = {}
             with guarded:

@@ -15,8 +15,8 @@ from stagewatch.instrumentation.pyspark.advice import (
     LOST_SECONDS,
     MANY,
     MB,
-    Action,
     Advice,
+    Finished,
     Kind,
     number,
     percent,
@@ -48,7 +48,7 @@ REPEATS: Final = 3
 _MOST_SCANS: Final = 1000
 
 
-def small_files_read(action: Action) -> Advice | None:
+def small_files_read(action: Finished) -> Advice | None:
     """More time goes into opening files than into reading them."""
     scan = worst(
         _scans(action),
@@ -64,7 +64,7 @@ def small_files_read(action: Action) -> Advice | None:
     return Advice(Kind.SMALL_FILES_READ, where, evidence, remedy)
 
 
-def small_files_written(action: Action) -> Advice | None:
+def small_files_written(action: Finished) -> Advice | None:
     """Who reads this next pays for it."""
     write = worst(
         (node for node in _operators(action) if "numOutputBytes" in node.metrics),
@@ -87,7 +87,7 @@ def small_files_written(action: Action) -> Advice | None:
     return Advice(Kind.SMALL_FILES_WRITTEN, where, evidence, remedy)
 
 
-def full_scan(action: Action) -> Advice | None:
+def full_scan(action: Finished) -> Advice | None:
     """All partitions of a table are read, because no condition chooses any."""
     scan = worst(
         _scans(action),
@@ -111,7 +111,7 @@ def full_scan(action: Action) -> Advice | None:
     return Advice(Kind.FULL_SCAN, where, evidence, remedy)
 
 
-def missing_broadcast(action: Action) -> Advice | None:
+def missing_broadcast(action: Finished) -> Advice | None:
     """A large side is shuffled to be joined with one that every executor could hold."""
     joins = (
         (node, _shuffled(node.children[0]), _shuffled(node.children[1]))
@@ -136,7 +136,7 @@ def missing_broadcast(action: Action) -> Advice | None:
     return Advice(Kind.MISSING_BROADCAST, place, f"{place}: {evidence}", remedy)
 
 
-def huge_broadcast(action: Action) -> Advice | None:
+def huge_broadcast(action: Finished) -> Advice | None:
     """What driver and every executor have to hold."""
     node = worst(
         (node for node in _operators(action) if node.name.startswith("BroadcastExchange")),
@@ -159,7 +159,7 @@ def huge_broadcast(action: Action) -> Advice | None:
     return Advice(Kind.HUGE_BROADCAST, place, evidence, remedy)
 
 
-def python(action: Action) -> Advice | None:
+def python(action: Finished) -> Advice | None:
     """Rows leave the JVM for Python and come back, and that is most of the work."""
     found = [node for node in _operators(action) if "pythonDataSent" in node.metrics]
     running = sum(stage.run_time for stage in action.stages)
@@ -216,7 +216,7 @@ class Scans:
     def __init__(self) -> None:
         self._readers: dict[_Scan, _Readers] = {}
 
-    def again(self, action: Action) -> Advice | None:
+    def again(self, action: Finished) -> Advice | None:
         """The same data has been read, and what follows worked out, by several actions. Of several
         scans the largest is named."""
         running = sum(stage.run_time for stage in action.stages)
@@ -251,13 +251,13 @@ def _scan(node: PlanNode) -> _Scan:
 # --- looking --------------------------------------------------------------------------------------
 
 
-def _operators(action: Action) -> Iterator[PlanNode]:
+def _operators(action: Finished) -> Iterator[PlanNode]:
     for execution in action.executions:
         if execution.plan is not None:
             yield from nodes(execution.plan)
 
 
-def _scans(action: Action) -> Iterator[PlanNode]:
+def _scans(action: Finished) -> Iterator[PlanNode]:
     return (
         node
         for node in _operators(action)
@@ -265,7 +265,7 @@ def _scans(action: Action) -> Iterator[PlanNode]:
     )
 
 
-def _are_small(action: Action, node: PlanNode, size: str) -> bool:
+def _are_small(action: Finished, node: PlanNode, size: str) -> bool:
     if sum(stage.run_time for stage in action.stages) < LOST_SECONDS * 1e3:
         return False
     files = _metric(node, "numFiles")

@@ -8,8 +8,8 @@ from stagewatch.instrumentation.pyspark.advice import (
     LOST_SECONDS,
     MANY,
     MB,
-    Action,
     Advice,
+    Finished,
     Kind,
     number,
     percent,
@@ -40,7 +40,7 @@ USED_SHARE: Final = 0.3
 """Of the slots; less than a third."""
 
 
-def skew(action: Action) -> Advice | None:
+def skew(action: Finished) -> Advice | None:
     """After a shuffle one task takes many times as long as the others."""
     stage = worst(
         action.stages,
@@ -62,7 +62,7 @@ def skew(action: Action) -> Advice | None:
     return Advice(Kind.SKEW, action.place, evidence, _skew_remedy(action))
 
 
-def _skew_remedy(action: Action) -> str:
+def _skew_remedy(action: Finished) -> str:
     plans = (execution.plan for execution in action.executions if execution.plan is not None)
     if any("Join" in node.name for plan in plans for node in nodes(plan)):
         return (
@@ -73,7 +73,7 @@ def _skew_remedy(action: Action) -> str:
     return "aggregate in two steps: first by key and a random salt, then by key"
 
 
-def spill(action: Action) -> Advice | None:
+def spill(action: Finished) -> Advice | None:
     """Partitions do not fit into the memory of their tasks."""
     stage = worst(
         action.stages, lambda stage: stage.spill_disk, lambda stage: stage.spill_disk >= SPILLED
@@ -93,7 +93,7 @@ def spill(action: Action) -> Advice | None:
     )
 
 
-def tiny_tasks(action: Action) -> Advice | None:
+def tiny_tasks(action: Finished) -> Advice | None:
     """The scheduler is busier than the tasks."""
     stage = worst(
         action.stages,
@@ -119,7 +119,7 @@ def tiny_tasks(action: Action) -> Advice | None:
     return Advice(Kind.TINY_TASKS, action.place, evidence, remedy)
 
 
-def few_partitions(action: Action) -> Advice | None:
+def few_partitions(action: Finished) -> Advice | None:
     """Long tasks, and slots without any."""
     stage = worst(
         action.stages,
@@ -145,11 +145,11 @@ def few_partitions(action: Action) -> Advice | None:
     return Advice(Kind.FEW_PARTITIONS, action.place, evidence, remedy)
 
 
-def garbage_collection(action: Action) -> Advice | None:
+def garbage_collection(action: Finished) -> Advice | None:
     """Much of the tasks' time is the JVM's."""
     running = sum(stage.run_time for stage in action.stages)
     collecting = sum(stage.gc_time for stage in action.stages)
-    if collecting < LOST_SECONDS * 1e3 or collecting <= GC_SHARE * running:
+    if not running or collecting < max(LOST_SECONDS * 1e3, GC_SHARE * running):
         return None
     share = percent(collecting / running)
     evidence = f"{action.place}: {took(collecting)} of {took(running)} task time ({share})"
@@ -161,7 +161,7 @@ def garbage_collection(action: Action) -> Advice | None:
     return Advice(Kind.GARBAGE_COLLECTION, action.place, evidence, remedy)
 
 
-def idle_cores(action: Action) -> Advice | None:
+def idle_cores(action: Finished) -> Advice | None:
     """Slots without tasks, because the driver works alone or only few tasks run."""
     running = sum(stage.run_time for stage in action.stages) / 1e3
     there = action.slots * action.seconds
@@ -191,6 +191,6 @@ def _seconds(stage: StageCompleted) -> float:
     return (stage.completed - stage.submitted) / 1e3
 
 
-def _name(action: Action, stage: StageCompleted) -> str:
+def _name(action: Finished, stage: StageCompleted) -> str:
     # Spark's own name of a stage is the user's line for few of them.
     return f"{action.place}, Spark stage {stage.stage}"

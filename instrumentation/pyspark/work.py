@@ -330,7 +330,7 @@ class Work:
         current = action.recording
         if current.is_over or later.ended.error_type is not None:
             return
-        finished = advice.Action(
+        finished = advice.Finished(
             later.ended.name,
             later.ended.nanoseconds / 1e9,
             action.busy / 1e3,

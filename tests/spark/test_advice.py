@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from stagewatch.instrumentation.pyspark import rules_of_plans, rules_of_stages, work
-from stagewatch.instrumentation.pyspark.advice import Action, Kind
+from stagewatch.instrumentation.pyspark.advice import Finished, Kind
 from stagewatch.instrumentation.pyspark.advisor import Advisor, of_action
 from tests.jobs import wait_for
 from tests.recorded import Recorded
 
 
 @pytest.fixture
-def finished(monkeypatch: pytest.MonkeyPatch, recorded: Recorded) -> list[Action]:
+def finished(monkeypatch: pytest.MonkeyPatch, recorded: Recorded) -> list[Finished]:
     """Actions of the session as they complete, and rules that take any amount for a large one."""
     for name in ("LARGE_SCAN", "LARGE_SIDE", "HUGE_BROADCAST", "PYTHON_SHARE", "LOST_SECONDS"):
         monkeypatch.setattr(rules_of_plans, name, 0)
@@ -24,14 +24,14 @@ def finished(monkeypatch: pytest.MonkeyPatch, recorded: Recorded) -> list[Action
     monkeypatch.setattr(rules_of_plans, "MANY", 2)
     monkeypatch.setattr(rules_of_stages, "IDLE_SECONDS", inf)  # of a slow machine
     monkeypatch.setattr(rules_of_stages, "LOST_SECONDS", inf)
-    found: list[Action] = []
+    found: list[Finished] = []
     complete = work.Work._complete
 
-    def completed(self: work.Work, action: work.Action, later: Any) -> None:
+    def completed(self: work.Work, action: work.Finished, later: Any) -> None:
         known = (later.ended.name, later.ended.nanoseconds / 1e9, action.busy / 1e3, self.slots)
         stages, executions = tuple(action.stages), tuple(action.ended)
         if executions:
-            found.append(Action(*known, stages=stages, executions=executions))
+            found.append(Finished(*known, stages=stages, executions=executions))
         complete(self, action, later)
 
     monkeypatch.setattr(work.Work, "_complete", completed)
@@ -39,7 +39,7 @@ def finished(monkeypatch: pytest.MonkeyPatch, recorded: Recorded) -> list[Action
 
 
 @pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas")
-def test_advice_on_real_plans(spark: Any, finished: list[Action], tmp_path: Path) -> None:
+def test_advice_on_real_plans(spark: Any, finished: list[Finished], tmp_path: Path) -> None:
     """Writes, scans, joins and Python by their real operators; none where there is no reason."""
     from pyspark.sql import functions
 

@@ -208,6 +208,8 @@ def _interpreter(path: str, arguments: list[str]) -> tuple[str | None, list[str]
     if is_python(path):
         return path, arguments
     if os.path.basename(path) == _SPARK_SUBMIT:
+        if not any(argument.endswith(".py") for argument in arguments):
+            return None, []
         driver = (os.environ.get(name) for name in _SPARK_PYTHONS)
         return _find(next(filter(None, driver), "python3")), []
     if os.path.basename(path) == _WRAPPER:

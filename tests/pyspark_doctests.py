@@ -140,9 +140,10 @@ def _inside(name: str, answer: Path) -> None:
 def _ours() -> dict[str, str]:
     """Errors of our own are failures, and so is not having watched."""
     from stagewatch import recording, safety
+    from stagewatch.instrumentation.pyspark import attaching
 
     found = {f"{place}: error of ours": "failed" for place in safety._seen}
-    if recording.active is None or not recording.active.operations:
+    if recording.active is None or attaching.current is None:
         found["nothing was watched"] = "failed"
     return found
 

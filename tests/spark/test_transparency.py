@@ -391,7 +391,6 @@ def test_restricted_jvm(
     assert "without their jobs" in caplog.messages[1]
     assert operations(recorded) == ["pyspark.collect", "pyspark.count"]
     monkeypatch.undo()
-    monkeypatch.setattr(attaching, "_compiling", None)
     with _without():
         pass
 

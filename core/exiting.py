@@ -7,6 +7,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from stagewatch import clock, failures, redaction, safety
@@ -23,13 +24,15 @@ from stagewatch.stage_calls import drop_first_frame
 from stagewatch.system import LINUX, PEAK_UNIT
 
 
-def exiting(opened: Opened) -> None:
-    """Last of all exit handlers, for it was registered first."""
+def exiting(opened: Opened, children: Iterable[Opened] = ()) -> None:
+    """Last of all exit handlers, for it was registered first. *children*: the runs beside its own
+    that go on until the process ends."""
     began = time.thread_time_ns()
     is_owner = opened.owner == os.getpid()
     with safety.guarded:
         if is_owner:
-            opened.journal.append(_run_exiting(opened))
+            for run in (*children, opened):
+                run.journal.append(_run_exiting(run))
     with safety.guarded:
         # A daemon thread dies where it stands, perhaps with a lock of ours, and a finalizer that
         # records would wait for it for ever.

@@ -18,7 +18,8 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.trace import Span
 
-from stagewatch import recording, semconv, tracing
+from stagewatch import child_runs, recording, semconv, tracing
+from stagewatch.child_opening import ChildRuns
 from stagewatch.exiting import exiting, learn_exit_code
 from stagewatch.exporters import metrics
 from stagewatch.exporters.journal import JournalWriter
@@ -56,10 +57,13 @@ def open_run(
     if (_opened.alone or not LINUX) and _opened.owner and "-m" in sys.orig_argv:
         learn_exit_code()
     _begin(_opened)
+    children = ChildRuns(_opened, prepared.config)
+    child_runs.opener = children.open
     _opened.overhead = time.thread_time_ns() - _began
     _opened.cpu_before = time.process_time()
     _opened.journal.page.set(Words.OVERHEAD, _opened.overhead)
-    atexit.register(exiting, _opened)
+    atexit.register(exiting, _opened, children)
+    os.register_at_fork(after_in_child=children.forget)
     os.register_at_fork(after_in_child=functools.partial(forked, _opened))
     return _opened.journal
 

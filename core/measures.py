@@ -260,3 +260,22 @@ def zone_info(name: str) -> tzinfo:
     from zoneinfo import ZoneInfo
 
     return ZoneInfo(name)
+
+
+_RANDOM_BITS = 56
+
+
+def sampling_threshold(ratio: float) -> int:
+    """The rejection threshold of OpenTelemetry's consistent sampling: of 2**56 values."""
+    return round((1 - min(max(ratio, 0.0), 1.0)) * (1 << _RANDOM_BITS))
+
+
+def threshold_value(ratio: float) -> str:
+    """The ``th`` value of a ratio: the threshold in hex without trailing zeros."""
+    return f"{sampling_threshold(ratio):014x}".rstrip("0") or "0"
+
+
+def is_sampled(identity: bytes, limit: int) -> bool:
+    """Whether a span or trace, by its random id, belongs to the sample of a `sampling_threshold`:
+    always the same answer."""
+    return int.from_bytes(identity[-7:], "big") >= limit

@@ -131,6 +131,7 @@ def begin(kind: OperationKind) -> Call | None:
 
 def _begin_seldom(recording: Recording, base: Call | None, kind: OperationKind) -> Call | None:
     try:
+        recording = state.here() or recording
         base = _own(recording, base)
         outer = base.open
         if outer is not None and outer.library == kind.library:
@@ -140,7 +141,7 @@ def _begin_seldom(recording: Recording, base: Call | None, kind: OperationKind) 
         if kind.number not in recording.named:
             recording.named.add(kind.number)
             recording.sink.append(records.NameDefined(kind.number, kind.name))
-        if not (kind.open or kind.io):
+        if not (kind.open or kind.io) and recording is state.active:
             kind.ready = recording
         call = base
         if outer is not None or kind.open:
@@ -173,7 +174,7 @@ def suspend(call: Call) -> None:
     other code runs, which is not inside it, and its time stands still."""
     call.base.open = call.outer
     call.start = _ticks() - call.start
-    if call.recording is state.active:
+    if not call.recording.is_over:
         call.operation[0] = 0
     if call.token is not None:
         detach(call.token)
@@ -184,7 +185,7 @@ def resume(call: Call) -> None:
     """It goes on, in whatever thread."""
     recording, span = call.recording, call.span
     call.start = _ticks() - call.start
-    if recording is not state.active or span is None:
+    if recording.is_over or span is None:
         return  # a forked child: the call is the parent's
     base = call.base = _own(recording, getattr(_thread, "call", None))
     call.outer, call.operation = base.open, base.operation
@@ -242,12 +243,12 @@ def end(
     nanoseconds = _ticks() - call.start
     recording, kind = call.recording, call.kind
     try:
-        if recording is state.active:  # else a forked child: page and call are the parent's
+        if not recording.is_over:  # else a forked child: page and call are the parent's
             call.operation[0] = 0
         if call.token is not None:
             detach(call.token)
             open_calls.pop(call.span.get_span_context().span_id, None)  # type: ignore[union-attr]
-        if recording is not state.active:
+        if recording.is_over:
             return  # a forked child: the call is the parent's
         if error is None and nanoseconds < recording.threshold and not (kind.io or call.children):
             _new_tally(recording, kind.name)(nanoseconds, rows_in, rows_out)
@@ -286,7 +287,7 @@ def announce(call: Call) -> None:
     its span gets a child here: for one whose children others report, perhaps after its process is
     dead, which is closed with its id then. Never raises; again is harmless."""
     recording, span = call.recording, call.span
-    if span is not None and recording is state.active:
+    if span is not None and not recording.is_over:
         recording.begin(span)
 
 
@@ -311,7 +312,7 @@ class Later(Struct):
             return
         recording, stage, ended = self.recording, self.stage, self.ended
         try:
-            if recording is state.active:
+            if not recording.is_over:
                 recording.sink.append(structs.replace(ended, folded=True))
         except Exception as fault:
             report(fault)
@@ -323,7 +324,7 @@ class Later(Struct):
         self, reads: int | None, writes: int | None = None, bytes_in: int = 0, bytes_out: int = 0
     ) -> None:
         """What came from or went to the outside; also when it is complete, for what goes on."""
-        if self.recording is state.active and (
+        if not self.recording.is_over and (
             reads is not None or writes is not None or bytes_in or bytes_out
         ):
             add = self.recording.add if self.stage is None else self.stage.count
@@ -345,7 +346,7 @@ class Later(Struct):
         operation is closed without them when its process is dead. In a forked child nothing
         happens."""
         recording, stage, ended = self.recording, self.stage, self.ended
-        if recording is not state.active:
+        if recording.is_over:
             return
         try:
             self.count(reads, writes, bytes_in, bytes_out)
@@ -379,7 +380,7 @@ def end_later(call: Call, error: BaseException | None = None) -> Later | None:
             detach(call.token)
         if span is not None:
             open_calls.pop(span.get_span_context().span_id, None)
-        if recording is not state.active or span is None:
+        if recording.is_over or span is None:
             return None  # a forked child: page and call are the parent's
         call.operation[0] = 0
         end = _clock() - (_ticks() - ticks)
@@ -434,7 +435,7 @@ def forget(call: Call) -> None:
 
 def touch(dataset: Dataset) -> None:
     """A dataset was read or written by the current stage."""
-    recording = state.active
+    recording = state.here()
     if recording is None:
         return
     try:

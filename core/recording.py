@@ -272,10 +272,12 @@ class Doing:
 class _Thread(threading.local):
     def __init__(self) -> None:
         self.doing = Doing()
+        """What the calling thread is doing."""
+        self.elsewhere: Recording | None = None
+        """What it records for instead of the process's own run; see `here`."""
 
 
 thread = _Thread()
-"""``thread.doing`` is the calling thread's `Doing`."""
 
 
 class Recording:
@@ -305,6 +307,8 @@ class Recording:
         self._operations_of: dict[str, dict[str, Add]] = {"": self.operations}
         self.folded: dict[str, StageTally] = {}
         self.without_stage = Counts()
+        self.is_over = False
+        """Nothing counts for it any more: it was stopped, or is the parent's in a forked child."""
         self.recording = self
 
     def operations_of(self, stage: str) -> dict[str, Add]:
@@ -338,6 +342,14 @@ class Recording:
             found.stages = []
         return found
 
+    def close(self) -> None:
+        """Let go of what counts, and so of the page: the run is over, though its process is not."""
+        self.is_over = True
+        with self.lock:
+            self.operations.clear()
+            self._operations_of.clear()
+            self.folded.clear()
+
     def add(self, *counts: Any) -> None:
         """`Counts.add` for what belongs to no stage."""
         with self.lock:
@@ -352,6 +364,12 @@ active: Recording | None = None
 """The recording of this process; None while nothing records."""
 
 
+def here() -> Recording | None:
+    """The recording that the calling thread counts for: the process's own, unless it works for
+    another run of the process."""
+    return thread.elsewhere or active
+
+
 def start(
     sink: Sink,
     run: Run,
@@ -364,6 +382,7 @@ def start(
     *begin* puts the beginning of an open span into the journal, once; it never raises.
     """
     global active
+    stop()
     active = Recording(sink, run, tracer, settings, begin)
 
 
@@ -372,4 +391,5 @@ def stop() -> None:
     global active
     if active is not None:
         active.threshold = -1  # a call under way takes the long way, and sees that it is over
+        active.is_over = True
     active = None

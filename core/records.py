@@ -103,6 +103,9 @@ class RunExiting(Struct, array_like=True, tag="X", frozen=True, gc=False):
     duration."""
     is_final: bool = False
     """As `ProcessStarted.final_exit`, where that is known only later: no recorder could start."""
+    outcome: str | None = None
+    """Where the run is over though its process goes on: this is its last word, and the journal's
+    last record."""
 
 
 class StageStarted(Struct, array_like=True, tag="B", frozen=True, gc=False):
@@ -313,6 +316,18 @@ class Noted(Struct, array_like=True, tag="V", frozen=True, gc=False):
     at: int
 
 
+class TraceSettled(Struct, array_like=True, tag="H", frozen=True, gc=False):
+    """A trace within a run that is decided on before the run is over, such as a micro-batch's."""
+
+    trace_id: bytes
+    span_ids: list[bytes]
+    """Of its spans that have ended."""
+    keep: bool
+    """Send their details; else forget them."""
+    threshold: str = ""
+    """The ``th`` value of the sample that alone has chosen it."""
+
+
 class StageFailed(Struct, array_like=True, tag="F", frozen=True, gc=False):
     """One failed call of a stage that is folded: the page counts, this says of what."""
 
@@ -408,6 +423,7 @@ Record = (
     | OperationEnded
     | DatasetTouched
     | StageFailed
+    | TraceSettled
     | StageMeasured
     | Noted
     | NameDefined

@@ -218,6 +218,29 @@ SPARK_PARTITION_ID: Final = "spark.partition.id"
 SPARK_PYTHON_CPU_TIME: Final = "spark.python.cpu.time"
 """Seconds that the Python worker used for the task."""
 HOST_NAME: Final = "host.name"
+SPARK_QUERY_ID: Final = "spark.streaming.query.id"
+"""Of a streaming query, from its checkpoint: the same after a restart. On its run and batches."""
+SPARK_QUERY_RUN_ID: Final = "spark.streaming.query.run.id"
+"""Of one start of it."""
+SPARK_QUERY_NAME: Final = "spark.streaming.query.name"
+SPARK_QUERY_TRIGGER: Final = "spark.streaming.trigger.interval"
+"""Seconds."""
+SPARK_QUERY_BATCHES: Final = "spark.streaming.batches"
+"""How many a run of a query has had; on the run."""
+SPARK_BATCH: Final = "batch"
+"""Name of the stage that each micro-batch is a call of, and of its span."""
+SPARK_BATCH_ID: Final = "spark.streaming.batch.id"
+SPARK_BATCH_REASON: Final = "spark.streaming.batch.reason"
+"""Why it has a span: ``failed``, ``slow``, ``sample`` or ``user`` (spans of the user's own)."""
+SPARK_BATCH_TIMES: Final = {
+    "latestOffset": "spark.streaming.batch.latest_offset.time",
+    "getBatch": "spark.streaming.batch.get_batch.time",
+    "queryPlanning": "spark.streaming.batch.query_planning.time",
+    "addBatch": "spark.streaming.batch.add_batch.time",
+    "walCommit": "spark.streaming.batch.wal_commit.time",
+    "commitOffsets": "spark.streaming.batch.commit_offsets.time",
+}
+"""Seconds that parts of a batch took, by Spark's names of them."""
 DATASET_INPUTS: Final = "pipeline.dataset.inputs"
 """URIs of what was read to write the operation's dataset."""
 
@@ -423,6 +446,57 @@ SPARK_IDLE_SLOTS: Final = Metric(
     "gauge",
     "1",
     "Share of the executors' slots that had no task while Spark jobs ran, the stage's last run.",
+    (STAGE_NAME,),
+)
+SPARK_STREAM_INPUT_RATE: Final = Metric(
+    "pipeline.spark.stream.input.rate",
+    "gauge",
+    "{record}/s",
+    "Records per second that came in for the last batch.",
+    (STAGE_NAME,),
+)
+SPARK_STREAM_PROCESSING_RATE: Final = Metric(
+    "pipeline.spark.stream.processing.rate",
+    "gauge",
+    "{record}/s",
+    "Records per second that the last batch processed.",
+    (STAGE_NAME,),
+)
+SPARK_STREAM_BATCH_DURATION: Final = Metric(
+    "pipeline.spark.stream.batch.duration", "gauge", "s", "Of the last batch.", (STAGE_NAME,)
+)
+SPARK_STREAM_TRIGGER_RATIO: Final = Metric(
+    "pipeline.spark.stream.trigger.ratio",
+    "gauge",
+    "1",
+    "Duration of the last batch / interval of the trigger: above 1 the query falls behind.",
+    (STAGE_NAME,),
+)
+SPARK_STREAM_WATERMARK_LATENESS: Final = Metric(
+    "pipeline.spark.stream.watermark.lateness",
+    "gauge",
+    "s",
+    "How far the watermark is behind the clock.",
+    (STAGE_NAME,),
+)
+SPARK_STREAM_SOURCE_LAG: Final = Metric(
+    "pipeline.spark.stream.source.lag",
+    "gauge",
+    "{record}",
+    "Offsets that the sources have beyond those of the last batch, where they are numbers.",
+    (STAGE_NAME,),
+)
+SPARK_STREAM_STATE_ROWS: Final = Metric(
+    "pipeline.spark.stream.state.rows", "gauge", "{row}", "Rows kept as state.", (STAGE_NAME,)
+)
+SPARK_STREAM_STATE_MEMORY: Final = Metric(
+    "pipeline.spark.stream.state.memory", "gauge", "By", "Memory of the state.", (STAGE_NAME,)
+)
+SPARK_STREAM_ROWS_DROPPED: Final = Metric(
+    "pipeline.spark.stream.rows.dropped",
+    "counter",
+    "{row}",
+    "Rows that came later than the watermark allows, and were dropped.",
     (STAGE_NAME,),
 )
 INFO: Final = Metric("pipeline.info", "gauge", "1", "Always 1.", (OWNER, VERSION))

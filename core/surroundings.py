@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from msgspec import Struct
@@ -97,15 +98,15 @@ def surroundings(room: Path, parent: program.ParentRun | None) -> otel_context.C
 
 def _open_stage_of(room: Path, pid: int) -> int | None:
     """Span id of the stage that process *pid* opened last, read from its status page."""
-    try:
-        newest = max(room.glob(f"{pid}.*.page"), key=lambda path: path.stat().st_mtime_ns)
-        page = PageReader(newest.read_bytes())
-        threads = [thread for thread in page.threads() if any(thread.stages)]
-        latest = max(threads, key=lambda thread: thread.since)
-        cell = page.cell("stage", next(offset for offset in reversed(latest.stages) if offset))
-        return cell["span_id"] if cell else None
-    except (OSError, ValueError, StopIteration):
-        return None
+    found = [(0, 0)]
+    for path in room.glob(f"{pid}.*.page"):  # of before or after an exec, of another of its runs
+        with suppress(OSError, ValueError, StopIteration):
+            page = PageReader(path.read_bytes())
+            threads = [thread for thread in page.threads() if any(thread.stages)]
+            latest = max(threads, key=lambda thread: thread.since)
+            cell = page.cell("stage", next(offset for offset in reversed(latest.stages) if offset))
+            found.append((latest.since, cell["span_id"] if cell else 0))
+    return max(found)[1] or None
 
 
 def show_to_children(run: Run) -> None:

@@ -52,12 +52,14 @@ on_activity: list[Callable[[], None]] = []
 
 def current_run() -> Run | None:
     """The run of this process, if one is recorded."""
-    return state.active.run if state.active else None
+    recording = state.here()
+    return recording.run if recording else None
 
 
 def declared_pipeline() -> Pipeline | None:
     """What is declared of this run's pipeline."""
-    return state.active.run.pipeline if state.active else None
+    run = current_run()
+    return run.pipeline if run else None
 
 
 # --- stages -----------------------------------------------------------------------------------
@@ -179,10 +181,11 @@ class OpenStage:
         bytes_out: int = 0,
     ) -> None:
         """What `records` does, and more, for callers that are guarded themselves."""
-        recording = state.active
+        recording = state.here()
         if recording is None:
             return
-        if recording is self.recording:
+        if not self.recording.is_over:
+            recording = self.recording
             with recording.lock:
                 if not self._is_over:
                     self._counts.add(in_, out, rejected, retries, bytes_in, bytes_out)
@@ -219,7 +222,7 @@ class OpenStage:
         """End the stage; the rows count only for a side that nothing else has counted."""
         try:
             self.suspend()
-            if self.recording is not state.active:
+            if self.recording.is_over:
                 self._is_over = True
                 return
             usage = resource.getrusage(resource.RUSAGE_SELF)
@@ -248,13 +251,13 @@ class OpenStage:
     def hold(self) -> None:
         """Figures of an operation in it are still coming, perhaps when it is over: its own end is
         told when they are there. Once per `let_go`, which any thread may call."""
-        if self.recording is state.active:  # else one of before a fork, whose lock nobody may hold
+        if not self.recording.is_over:  # else one of before a fork, whose lock nobody may hold
             with self.recording.lock:
                 self._awaited += 1
 
     def let_go(self) -> None:
         """They are there. Never raises."""
-        if self.recording is not state.active:
+        if self.recording.is_over:
             return
         try:
             with self.recording.lock:
@@ -388,7 +391,7 @@ class StageElsewhere(OpenStage):
 
 def enter(name: str, attributes: Mapping[str, AttributeValue] | None = None) -> OpenStage:
     """Open the stage *name* and make it current in this context."""
-    recording = state.active
+    recording = state.here()
     if recording is None:
         return NO_STAGE
     try:
@@ -434,7 +437,7 @@ def _add(
     bytes_in: int = 0,
     bytes_out: int = 0,
 ) -> None:
-    recording = state.active
+    recording = state.here()
     if recording is None:
         return
     try:
@@ -463,7 +466,7 @@ def start_span_as(span_id: int, name: str, context: otel_context.Context, **more
     *more*: as for `Tracer.start_span`. A tracer that is none of the SDK's gives it another id; a
     no-op where nothing records.
     """
-    recording = state.active
+    recording = state.here()
     if recording is None:
         return trace.INVALID_SPAN
     tracer = recording.tracer

@@ -344,6 +344,25 @@ class JournalWriter:
         with self.lock:
             return self.page.thread_slot(threading.get_ident()) if self._is_ready() else None
 
+    def close(self) -> None:
+        """The run of this journal is over, though its process goes on: let go of it, but leave its
+        files to the recorder. What is appended from now on goes nowhere."""
+        with self.lock:
+            is_open = self._is_open
+            self.forget()
+            if is_open:
+                self._memory.release()
+                self.page.close()
+                self._buffer = self._memory.buffer
+                self._position_word = self.page.position
+
+    def forget(self) -> None:
+        """Append nowhere from now on: in a forked child, whose parent's journal this is. Takes no
+        lock, which another thread of the parent's may have held."""
+        self._is_open = False
+        self._opening = None
+        self._limit = self._room = -1
+
     def _make_room(self, size: int) -> bool:
         if not self._is_open:
             return self._is_ready()

@@ -25,21 +25,27 @@ _MADV_DONTFORK: Final = 10
 _FLOCK: Final = Struct("@hhqqi4x")  # type, whence, start, length, pid
 
 
-def hold(path: Path) -> bool:
-    """Lock the file *path* for as long as this process lives; False where that cannot be done."""
+def hold(path: Path) -> int:
+    """Lock the file *path* for as long as this process lives, or until `let_go` of what is
+    returned; 0 where that cannot be done."""
     if not LINUX:  # no such locks, and no PID namespaces either
-        return False
+        return 0
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
-        return False
+        return 0
     try:
         fcntl.fcntl(descriptor, _F_OFD_SETLK, _question(fcntl.F_WRLCK))
         return _keep_open(descriptor)
     except OSError:  # no such locks on this file system
-        return False
+        return 0
     finally:
         os.close(descriptor)
+
+
+def let_go(held: int) -> None:
+    """Undo `hold`, in the same process: no forked child has the mapping."""
+    memory.unmap(held, 1)
 
 
 def is_held(path: Path) -> bool:
@@ -61,9 +67,9 @@ def _question(kind: int) -> bytes:
     return _FLOCK.pack(kind, os.SEEK_SET, 0, 1, 0)
 
 
-def _keep_open(descriptor: int) -> bool:
+def _keep_open(descriptor: int) -> int:
     address = memory.map_file(descriptor, 1, _PROT_NONE)
     if memory.advise(address, 1, _MADV_DONTFORK) == 0:
-        return True
+        return address
     memory.unmap(address, 1)  # forked children would keep us alive
-    return False
+    return 0

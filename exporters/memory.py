@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 import resource
+import weakref
 from pathlib import Path
 
 _PROT_READ_WRITE = 3
@@ -86,6 +87,13 @@ class Memory:
         self.buffer = memoryview(bytearray(0))
         if address:
             unmap(address, self.size)
+
+    def release(self) -> None:
+        """`close` as soon as nobody holds a view of `buffer` any more."""
+        address, self._address = self._address, 0
+        if address:
+            weakref.finalize(self.buffer.obj, unmap, address, self.size).atexit = False
+        self.buffer = memoryview(bytearray(0))
 
 
 def _reserve(descriptor: int, size: int) -> None:

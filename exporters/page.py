@@ -200,7 +200,8 @@ class PageWriter:
             self._memory.publish(0, _HEADER.size)
         self.position = self._buffer[_WORDS_AT : _WORDS_AT + 8].cast("Q")
         """The word ``JOURNAL_POSITION``, for who sets it all the time and knows of `publish`."""
-        self.set(Words.HELD, life.hold(path))
+        self._held = life.hold(path)
+        self.set(Words.HELD, int(self._held != 0))
         self._free: dict[str, list[Cell]] = {}
         self._slots = 0
         self._left: list[ThreadSlot] = []
@@ -222,6 +223,19 @@ class PageWriter:
     def release(self, cell: Cell) -> None:
         """Give *cell* to the next of its kind; what it shows is named by its ``span_id``."""
         self._free.setdefault(cell.kind, []).append(cell)
+
+    def close(self) -> None:
+        """Let go of the page; what stores into a cell or a slot of it still may. In the process
+        that has made it."""
+        if self._held:
+            life.let_go(self._held)
+            self._held = 0
+        self._memory.release()
+        self._buffer = self._memory.buffer
+        self.run = Cell(self._memory, "run", 0)
+        self._free.clear()
+        self._left.clear()
+        self.position = memoryview(bytearray(_WORD.size)).cast("Q")
 
     def _use(self, end: int) -> None:
         self._end = end

@@ -31,6 +31,8 @@ class SpanWriter:
         """Scopes by their number; kept, so that no id of theirs is given again."""
         self._since = 0
         self._begun: set[int] = set()
+        self.of_traces: dict[int, Any] = {}
+        """What writes the spans of another run's trace, by trace id."""
 
     def attach(self, journal: JournalWriter) -> None:
         """Write to *journal* from now on: the first, or that of a forked child."""
@@ -54,6 +56,9 @@ class SpanWriter:
             if start is None or start < self._since or span._end_time is not None:
                 return
             trace_id, span_id, _, _, state, _ = span._context
+            if other := self.of_traces.get(trace_id):
+                other.begin(span)
+                return
             if span_id in self._begun:
                 return
             if len(self._begun) >= _MOST_BEGUN:  # said again is harmless
@@ -86,16 +91,19 @@ class SpanWriter:
         # pins them.
         try:
             trace_id, span_id, _, _, state, _ = span._context
+            known, trace = self._trace
+            if known is not trace_id:
+                if other := self.of_traces.get(trace_id):
+                    other.write(span)
+                    return
+                trace = trace_id.to_bytes(16, "big")
+                self._trace = (trace_id, trace)
             parent = span._parent
             status = span._status
             attributes, events, links = span._attributes, span._events, span._links
             scope = self._scopes.get(id(span._instrumentation_scope))
             if scope is None:
                 scope = self._define(span._instrumentation_scope)
-            known, trace = self._trace
-            if known is not trace_id:
-                trace = trace_id.to_bytes(16, "big")
-                self._trace = (trace_id, trace)
             values = attributes._dict
             record = SpanEnded(
                 span._name,

@@ -83,7 +83,7 @@ def _ended(args: Any, kwargs: Any, started: int, failure: str | None, response: 
     nanoseconds = _now() - started
     _under_way.active, _under_way.span = False, None
     try:
-        current = recording.active
+        current = recording.here()
         if current is None:
             return
         request = argument(args, kwargs, 1, "request")

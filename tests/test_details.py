@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from stagewatch import measures
 from stagewatch.exporters.recorder.ingest import Intake
-from stagewatch.exporters.recorder.intake import details
 from stagewatch.history import open_history
 from stagewatch.records import ScopeDefined
 from tests.scenes import FAILED, OK, SECOND, START, Job, environment
@@ -121,8 +121,8 @@ def test_the_sample_is_of_the_right_size_and_marked(tmp_path: Path, made: Make) 
     link = intake._link
     rows = link.execute("select span_id, threshold, seconds from span where role = 3 and state = 0")
     sent = {span_id: (mark, seconds) for span_id, mark, seconds in rows}
-    limit = details.threshold(0.25)
-    chosen = {one for one in ids if details.is_sampled(one, limit)}
+    limit = measures.sampling_threshold(0.25)
+    chosen = {one for one in ids if measures.is_sampled(one, limit)}
     assert sent.keys() == chosen | {ids[0][::-1]}
     assert 400 < len(chosen) < 600
     assert {sent[one] for one in chosen} == {("c", 0.01)}
@@ -134,7 +134,7 @@ def test_the_sample_is_of_the_right_size_and_marked(tmp_path: Path, made: Make) 
 )
 def test_the_threshold_is_open_telemetrys(ratio: float, state: str) -> None:
     """`th` is the rejection threshold in hex, without trailing zeros."""
-    assert details.trace_state(ratio) == state
+    assert measures.threshold_value(ratio) == state
 
 
 def test_the_cap_cuts_and_is_counted(tmp_path: Path, made: Make) -> None:

@@ -147,6 +147,9 @@ class Deaths:
     def close(self, key: str, page: PageReader | None, death: Death) -> None:
         self.seen[key] = death
 
+    def over(self) -> list[str]:
+        return []
+
     def tick(self, sightings: Mapping[str, Sighting], now: int) -> None: ...
 
     def is_busy(self) -> bool:

@@ -51,6 +51,8 @@ class FakeIntake:
         self.closed: list[tuple[str, int | None, bool]] = []
         self.died_at: list[int | None] = []
         self.positions: dict[str, tuple[int, int]] = {}
+        self.finished: list[str] = []
+        """Keys of journals whose run is over though the process goes on."""
         self.together: list[int] = []
         """Of how many journals it took in, each time."""
         self.fails: Callable[[Sequence[Record]], Exception | None] = lambda records: None
@@ -73,6 +75,9 @@ class FakeIntake:
         self.closed.append((key, death.wait_status, death.lost_host))
         self.died_at.append(death.at)
         self.positions[key] = (-1, -1)
+
+    def over(self) -> list[str]:
+        return self.finished
 
     def tick(self, sightings: Mapping[str, Sighting], now: int) -> None: ...
 

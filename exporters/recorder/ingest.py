@@ -135,6 +135,14 @@ class Intake:
         if self._sender is not None:
             self._sender.wake(totals=True)
 
+    def over(self) -> list[str]:
+        """Keys of the journals whose run has said its last word, though its process goes on."""
+        return [
+            key
+            for key, journal in self._journals.items()
+            if journal.exiting is not None and journal.exiting.outcome is not None
+        ]
+
     def close_lost(self, rooms: Path) -> None:
         """End the processes whose journals are gone from all *rooms*, with the room perhaps.
 
@@ -223,7 +231,7 @@ class Intake:
         for key, sighting in sightings.items():
             journal = self._journals.get(key)
             if journal is not None and journal.process is not None:
-                own = _of_run(sighting, before[_process(key)])
+                own = _of_run(sighting, before[_process(key), journal.run])
                 by_run.setdefault(journal.run, []).append(Member(key, journal, own))
         for number, members in by_run.items():
             run = self._under_way.get(number)
@@ -306,13 +314,14 @@ class Intake:
         openers = (one for one in self._journals.values() if one.run == journal.run and one.opened)
         return next(openers, None)
 
-    def _cpu_before_runs(self) -> dict[str, float]:
-        """Seconds that each process had used when it began, in the first of its programs."""
-        found: dict[str, float] = {}
+    def _cpu_before_runs(self) -> dict[tuple[str, int], float]:
+        """Seconds that each process had used when it began with a run, in the first of its
+        programs."""
+        found: dict[tuple[str, int], float] = {}
         for key, journal in self._journals.items():
             if journal.process is not None:
-                process, seconds = _process(key), journal.process.cpu_seconds
-                found[process] = min(found.get(process, seconds), seconds)
+                began, seconds = (_process(key), journal.run), journal.process.cpu_seconds
+                found[began] = min(found.get(began, seconds), seconds)
         return found
 
     def _journal(self, key: str) -> Journal:

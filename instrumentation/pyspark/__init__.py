@@ -45,13 +45,19 @@ class PysparkInstrumentor(Instrumentor):
             connect,
             executors,
             failures,
+            streaming,
         )
 
         if failures.cause not in explanations:
             explanations.append(failures.cause)
         libraries.update(("py4j", "pyspark"))
         attaching.find()
-        return (*actions.patches(release), *connect.PATCHES, *executors.PATCHES)
+        return (
+            *actions.patches(release),
+            *connect.PATCHES,
+            *executors.PATCHES,
+            *streaming.PATCHES,
+        )
 
     def _uninstrument(self, **kwargs: Any) -> None:
         super()._uninstrument(**kwargs)

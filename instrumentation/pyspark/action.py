@@ -7,6 +7,7 @@ from opentelemetry.trace import Span
 
 from stagewatch.instrumentation.pyspark import events
 from stagewatch.operations import Later
+from stagewatch.recording import Recording
 
 
 class Action(Struct, eq=False):
@@ -25,6 +26,8 @@ class Action(Struct, eq=False):
     """Its jobs may come later."""
     peeks: bool
     """What it reads the action that follows reads again: those are no records of its stage."""
+    recording: Recording
+    """What it counts for."""
     later: Later | None = None
     """Takes its figures, once it has returned."""
     rows_out: int = 0

@@ -51,6 +51,7 @@ class _UnderWay:
                 not kind.io,
                 lingers,
                 peeks,
+                call.recording,
             )
             if kind.io:
                 announce(call)  # its jobs hang under it, and may be told when its process is dead

@@ -16,8 +16,10 @@ from typing import Any, Final
 from msgspec import Struct
 
 from stagewatch.instrumentation.pyspark import about, contexts, draining
+from stagewatch.instrumentation.pyspark.draining import Fate
 from stagewatch.instrumentation.pyspark.in_jvm import InJvm
 from stagewatch.instrumentation.pyspark.status_store import StatusStore
+from stagewatch.instrumentation.pyspark.streams import Streams
 from stagewatch.instrumentation.pyspark.work import Work
 from stagewatch.safety import guarded
 
@@ -39,6 +41,7 @@ class Attached(Struct):
     """`pyspark.SparkContext`."""
     listener: draining.Teller
     work: Work
+    streams: Streams
     drain: draining.Drain
     pid: int
 
@@ -107,7 +110,8 @@ def detach() -> None:
     if attached is not None and attached.pid == os.getpid():
         with guarded:
             attached.listener.detach()
-        attached.drain.hurry()
+        is_over = attached.context._jsc is None
+        attached.drain.hurry(Fate.OVER if is_over else Fate.UNWATCHED)
 
 
 def here() -> Attached | None:
@@ -145,13 +149,15 @@ def _attach(context: Any, compiling: _Compiling) -> None:
         if context is not _wanted or is_attached(context) or context._jsc is None:
             return
         if current is not None:
-            current.drain.hurry()
+            current.drain.hurry(Fate.OVER)
             current = None
         listener = _listener(context, compiling.constructor)
         if listener is None:
             return
         work = Work()
-        current = Attached(context, listener, work, draining.start(listener, work), os.getpid())
+        streams = Streams(work.runs)
+        drain = draining.start(listener, work, streams)
+        current = Attached(context, listener, work, streams, drain, os.getpid())
 
 
 def _listener(context: Any, constructor: Any) -> draining.Teller | None:

@@ -151,7 +151,9 @@ class _Execution:
         if attached is not None:
             stage = current_stage()
             of = stage.name if stage is not None else ""
-            self._action = Action(context, call.span, of, clock.now(), False, False, False)
+            self._action = Action(
+                context, call.span, of, clock.now(), False, False, False, call.recording
+            )
             self._attached = attached
             attached.work.begin(self._action)
             announce(call)
@@ -185,7 +187,12 @@ class _Execution:
                 later.span.set_attributes(self._attributes)
             action.rows_out = self._rows
             attached.work.returned(action, later)
-            attached.listener.left(action.context)
+            try:
+                attached.listener.left(action.context)
+            except Exception as fault:
+                attached.work.give_up(action)
+                if not attached.work.is_over:  # else: the JVM is gone
+                    report(fault)
         elif later is not None:
             found: dict[str, Any] = {}
             with guarded:

@@ -10,12 +10,14 @@ import contextvars
 import logging
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
+from enum import Enum
 from typing import Final, Protocol
 
 from stagewatch.instrumentation.pyspark import events
+from stagewatch.instrumentation.pyspark.streams import STOPPED, Streams
 from stagewatch.instrumentation.pyspark.work import Work
+from stagewatch.model import Outcome
 from stagewatch.safety import guarded, report
 
 _MOST: Final = 2000
@@ -57,15 +59,25 @@ class Teller(Protocol):
         """Events lost so far."""
 
 
-class Drain:
-    """Hands every event to *consumers*, in order, from a thread of its own."""
+class Fate(Enum):
+    """Why there is nothing more to come of a context."""
 
-    def __init__(
-        self, listener: Teller, work: Work, consumers: tuple[Callable[[events.Event], None], ...]
-    ) -> None:
+    EXIT = 0
+    """The program ends; what becomes of its queries is its own end's to say."""
+    OVER = 1
+    """It was stopped."""
+    UNWATCHED = 2
+    """It goes on without us."""
+
+
+class Drain:
+    """Hands every event to *work* and *streams*, in order, from a thread of its own."""
+
+    def __init__(self, listener: Teller, work: Work, streams: Streams) -> None:
         self._listener = listener
         self._work = work
-        self._consumers = consumers
+        self._streams = streams
+        self._fate: Fate | None = None
         self._hurry = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stagewatch-spark", daemon=True)
 
@@ -74,9 +86,10 @@ class Drain:
         # Of no stage: it works for all of them.
         contextvars.Context().run(self._thread.start)
 
-    def hurry(self) -> None:
+    def hurry(self, fate: Fate) -> None:
         """Nothing new will happen: take what is there, complete what waits for it, and end."""
         if not self._hurry.is_set():
+            self._fate = fate
             self._hurry.set()
             # A JVM that is stopped answers nobody: that is no reason to wait.
             threading.Thread(target=self._wake, name="stagewatch-spark-wake", daemon=True).start()
@@ -84,7 +97,7 @@ class Drain:
     def stop(self) -> None:
         """`hurry`, and wait until it has: two seconds at most."""
         if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self.hurry()
+            self.hurry(Fate.EXIT)
             self._thread.join(_EXIT_PATIENCE)
 
     def _wake(self) -> None:
@@ -99,8 +112,9 @@ class Drain:
             pass
         finally:
             atexit.unregister(self.stop)
-            with guarded:
-                self._work.close()
+            for close in (self._work.close, self._close_streams):
+                with guarded:
+                    close()
 
     def _drain(self) -> None:
         until = None
@@ -112,14 +126,25 @@ class Drain:
             is_empty = len(text) <= 2
             if not is_empty:
                 self._take(text)
-            with guarded:
-                self._work.settle(is_empty)
-            if until is not None and (
-                (is_empty and self._work.is_settled) or time.monotonic() > until
-            ):
+            for settle in (self._work.settle, self._streams.settle):
+                with guarded:
+                    settle(is_empty)
+            is_settled = is_empty and self._work.is_settled and self._streams.is_settled
+            if until is not None and (is_settled or time.monotonic() > until):
                 break
             if not hurries:
                 self._hurry.wait(_PAUSE)
+
+    def _close_streams(self) -> None:
+        match self._fate:
+            case None:
+                self._streams.close(Outcome.ERROR, "jvm_gone")
+            case Fate.OVER:
+                self._streams.close(Outcome.CANCELLATION, STOPPED)
+            case Fate.UNWATCHED:
+                self._streams.close(Outcome.ERROR, "unknown")
+            case Fate.EXIT:
+                self._streams.close()
 
     def _take(self, text: str) -> None:
         try:
@@ -128,9 +153,9 @@ class Drain:
             report(fault)
             return
         for event in found:
-            for consume in self._consumers:
+            for take in (self._work.take, self._streams.take):
                 try:
-                    consume(event)
+                    take(event)
                 except Exception as fault:
                     report(fault)
 
@@ -144,8 +169,8 @@ class Drain:
             )
 
 
-def start(listener: Teller, work: Work) -> Drain:
+def start(listener: Teller, work: Work, streams: Streams) -> Drain:
     """Drain *listener* until its context or the program is over."""
-    drain = Drain(listener, work, (work.take,))
+    drain = Drain(listener, work, streams)
     drain.start()
     return drain

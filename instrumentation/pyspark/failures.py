@@ -141,8 +141,9 @@ def _of_jvm() -> Cause:
     if status < 0:
         name = signal.Signals(-status).name
         return Cause(JVM_GONE, message=f"the driver's JVM was killed by {name}")
-    kind = OUT_OF_MEMORY if status == _OUT_OF_MEMORY_STATUS else JVM_GONE
-    return Cause(kind, message=f"the driver's JVM exited with status {status}")
+    if status == _OUT_OF_MEMORY_STATUS:
+        return Cause(OUT_OF_MEMORY, message="the driver's JVM ended, for it was out of memory")
+    return Cause(JVM_GONE, message=f"the driver's JVM exited with status {status}")
 
 
 def _status() -> int | None:
@@ -190,7 +191,7 @@ _INSIDE: Final = re.compile(
     r"|terminated with exception: "
 )
 _REASON: Final = re.compile(r"([A-Z]\w*)(?: \(|$)")
-_STOPPED: Final = re.compile(r"Job \d+ cancelled because SparkContext was shut down")
+_STOPPED: Final = re.compile(r"(?:Job \d+|Stage) cancelled because SparkContext was shut down")
 _CANCELLED: Final = re.compile(r"Job \d+ cancelled ")
 _CANCELLATIONS: Final = {"OPERATION_CANCELED", "SPARK_JOB_CANCELLED"}
 _GRPC: Final = re.compile(

@@ -193,7 +193,7 @@ public class Listener extends SparkListener {
     if (result instanceof JobFailed) {
       Throwable cause = ((JobFailed) result).exception();
       json.add("error", cause.getClass().getName());
-      json.add("message", cause.getMessage());
+      json.thrown("message", cause.getMessage());
     }
     tell(json);
   }
@@ -252,7 +252,7 @@ public class Listener extends SparkListener {
     json.add("tasks", stage.numTasks());
     if (stage.submissionTime().isDefined()) json.add("submitted", ((Long) stage.submissionTime().get()).longValue());
     if (stage.completionTime().isDefined()) json.add("completed", ((Long) stage.completionTime().get()).longValue());
-    if (stage.failureReason().isDefined()) json.add("failure", (String) stage.failureReason().get());
+    if (stage.failureReason().isDefined()) json.thrown("failure", (String) stage.failureReason().get());
     if (stage.taskMetrics() != null) addMetrics(json, stage.taskMetrics());
     if (readsCache(stage)) json.flag("cached");
     if (seen != null) seen.addTo(json);
@@ -372,7 +372,7 @@ public class Listener extends SparkListener {
       Object given = Reflected.call(event, "name");
       if (given != null) json.add("name", given.toString());
       Object message = Reflected.option(Reflected.call(event, "exception"));
-      if (message != null) json.add("message", message.toString());
+      if (message != null) json.thrown("message", message.toString());
       Object error = Reflected.option(Reflected.call(event, "errorClassOnException"));
       if (error != null) json.add("error", error.toString());
       tell(json);
@@ -439,7 +439,7 @@ class Tasks {
     json.add("failed", failed);
     json.add("killed", killed);
     json.add("error", error);
-    json.add("message", message);
+    json.thrown("message", message);
     json.add("succeeded", succeeded);
     if (kept == 0) return;
     Arrays.sort(durations, 0, kept);
@@ -731,6 +731,7 @@ class Reflected {
 /** One JSON object, written from left to right. */
 class Json {
   private static final int LONGEST = 2000;
+  private static final int LONGEST_THROWN = 20000;
   private final StringBuilder text = new StringBuilder(256);
 
   Json(String type) {
@@ -745,7 +746,14 @@ class Json {
   void add(String name, String value) {
     if (value == null) return;
     name(name);
-    quote(value);
+    quote(value, LONGEST);
+  }
+
+  /** What was thrown: of Python, the exception is the last line of a traceback. */
+  void thrown(String name, String value) {
+    if (value == null) return;
+    name(name);
+    quote(value, LONGEST_THROWN);
   }
 
   void flag(String name) {
@@ -773,7 +781,7 @@ class Json {
     list();
     for (Iterator all = values.iterator(); all.hasNext();) {
       comma();
-      quote(String.valueOf(all.next()));
+      quote(String.valueOf(all.next()), LONGEST);
     }
     endList();
   }
@@ -785,7 +793,7 @@ class Json {
 
   void name(String name) {
     comma();
-    quote(name);
+    quote(name, LONGEST);
     text.append(':');
   }
 
@@ -823,9 +831,9 @@ class Json {
     if (last != '{' && last != '[' && last != ':') text.append(',');
   }
 
-  private void quote(String value) {
+  private void quote(String value, int longest) {
     text.append('"');
-    int length = Math.min(value.length(), LONGEST);
+    int length = Math.min(value.length(), longest);
     for (int i = 0; i < length; i++) {
       char c = value.charAt(i);
       if (c == '"' || c == '\\') text.append('\\').append(c);

@@ -13,8 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from msgspec import Struct
 from opentelemetry import trace
-from opentelemetry.context import Context
-from opentelemetry.trace import Span, StatusCode
+from opentelemetry.trace import Span
 from opentelemetry.util.types import AttributeValue
 
 from stagewatch import clock, recording, semconv
@@ -24,16 +23,15 @@ from stagewatch.instrumentation.pyspark import (
     contexts,
     datasets,
     events,
-    failures,
     figures,
 )
 from stagewatch.instrumentation.pyspark.action import Action
 from stagewatch.instrumentation.pyspark.executions import Executions
+from stagewatch.instrumentation.pyspark.spans import fail, moment, start_of, start_span
 from stagewatch.operations import Later
+from stagewatch.recording import Recording
 from stagewatch.records import StageMeasured
-from stagewatch.tracing import start_span_as
 
-_MS: Final = 1_000_000
 _GRACE: Final = 2.0
 """Seconds: ends of jobs and tasks may be told after the mark of an action that failed."""
 _LOST: Final = 10.0
@@ -44,6 +42,7 @@ _MOST_ITERATORS: Final = 1000
 
 class _Job(Struct, eq=False):
     number: int
+    recording: Recording
     span: Span
     action: Action | None
     stages: list[int]
@@ -104,6 +103,10 @@ class Work:
         self._finish(action)
 
     # --- from the thread that drains ----------------------------------------------------------
+
+    def runs(self, job: int) -> bool:
+        """Whether an open job is an action's, or nobody's, but not a streaming query's."""
+        return job in self._jobs
 
     def take(self, event: events.Event) -> None:
         """One event of the listener."""
@@ -174,13 +177,16 @@ class Work:
             self._executions.claim(root, action)
         if action is None and event.query is not None:
             return  # a batch of a stream
-        start = _moment(event.at, action.start if action else 0)
+        if action is not None:
+            current = action.recording
+        start = moment(event.at, action.start if action else 0)
         known: dict[str, AttributeValue] = {semconv.SPARK_JOB_ID: event.job}
         if event.execution is not None:
             known[semconv.SPARK_EXECUTION_ID] = event.execution
         parent = current.run.context if action is None else trace.set_span_in_context(action.span)
-        span = _start_span(semconv.SPARK_JOB, parent, start, action.stage if action else "", known)
-        self._jobs[event.job] = _Job(event.job, span, action, event.stages, event.context)
+        stage = action.stage if action else ""
+        span = start_span(current, semconv.SPARK_JOB, parent, start, stage, known)
+        self._jobs[event.job] = _Job(event.job, current, span, action, event.stages, event.context)
         if action is None:
             return
         if not action.jobs:
@@ -193,8 +199,8 @@ class Work:
         if job is None:
             return
         if event.error is not None:
-            _fail(job.span, event.error, f"{event.error}: {event.message}")
-        job.span.end(_moment(event.at, _start_of(job.span)))
+            fail(job.span, event.error, f"{event.error}: {event.message}")
+        job.span.end(moment(event.at, start_of(job.span)))
         action = job.action
         if action is not None:
             action.jobs.discard(event.job)
@@ -210,15 +216,15 @@ class Work:
             semconv.SPARK_STAGE_ATTEMPT: event.attempt,
             semconv.SPARK_STAGE_NAME: event.name,
         }
-        start = _moment(event.at, _start_of(job.span))
+        start = moment(event.at, start_of(job.span))
         parent = trace.set_span_in_context(job.span)
         stage = job.action.stage if job.action else ""
         context = job.context
         span_id = contexts.stage_span_id(context, event.stage, event.attempt) if context else None
-        span = _start_span(semconv.SPARK_STAGE, parent, start, stage, known, span_id)
+        current = job.recording
+        span = start_span(current, semconv.SPARK_STAGE, parent, start, stage, known, span_id)
         self._stages[event.stage, event.attempt] = _Stage(span, job)
-        current = recording.active
-        if current is not None and current.settings.spark_executors:
+        if current.settings.spark_executors:
             current.begin(span)  # its tasks hang under it, and are told by others
 
     def _stage_completed(self, event: events.StageCompleted) -> None:
@@ -229,12 +235,12 @@ class Work:
         found = figures.of_stage(event)
         span.set_attributes(found)
         if event.failure is not None:
-            _fail(span, event.error or "stage_failed", event.failure)
+            fail(span, event.error or "stage_failed", event.failure)
         end = event.completed
-        span.end(_moment(end, _start_of(span)) if end is not None else clock.now())
+        span.end(moment(end, start_of(span)) if end is not None else clock.now())
         if action is not None:
             self._stage_of_action(action, event, found)
-        self._measure(action.stage if action is not None else "", found)
+        self._measure(stage.job.recording, action.stage if action is not None else "", found)
 
     def _stage_of_action(
         self, action: Action, event: events.StageCompleted, found: figures.Figures
@@ -247,9 +253,10 @@ class Work:
         action.stages.append(event)
         figures.add(action.sums, found)
 
-    def _measure(self, stage: str, found: figures.Figures) -> None:
-        current = recording.active
-        if current is None:
+    def _measure(self, current: Recording, stage: str, found: figures.Figures) -> None:
+        if current is not recording.active:  # a streaming query, which has sums of its own
+            values = figures.increments(found)
+            current.sink.append(StageMeasured(current.run.run_id, stage, values))
             return
         sums = self._sums.setdefault(stage, {})
         figures.add(sums, found)
@@ -302,7 +309,7 @@ class Work:
             wall = action.busy / 1e3
             known = self._slot_seconds.get(action.stage, 0)
             self._slot_seconds[action.stage] = known + wall * self.slots
-            self._measure(action.stage, {})
+            self._measure(action.recording, action.stage, {})
         later.complete(
             rows_in=counted.rows_in or 0,
             rows_out=action.rows_out or counted.rows_out or 0,
@@ -320,8 +327,8 @@ class Work:
             action.stages.clear()
 
     def _advise(self, action: Action, later: Later) -> None:
-        current = recording.active
-        if current is None or later.ended.error_type is not None:
+        current = action.recording
+        if current.is_over or later.ended.error_type is not None:
             return
         finished = advice.Finished(
             later.ended.name,
@@ -381,42 +388,3 @@ def _call_site(span: Any) -> str:
     known = getattr(span, "attributes", None) or {}
     file = str(known.get(semconv.CODE_FILE_PATH, ""))
     return f"{os.path.basename(file)}:{known.get(semconv.CODE_LINE_NUMBER)}" if file else ""
-
-
-def _start_span(
-    name: str,
-    parent: Context,
-    start: int,
-    stage: str,
-    known: dict[str, AttributeValue],
-    span_id: int | None = None,
-) -> Span:
-    current = recording.active
-    assert current is not None
-    known[semconv.PIPELINE_NAME] = current.run.pipeline.name
-    known[semconv.SPAN_ROLE] = semconv.ROLE_DETAIL
-    if stage:
-        known[semconv.STAGE_NAME] = stage
-    if span_id is not None:
-        return start_span_as(span_id, name, parent, attributes=known, start_time=start)
-    return current.tracer.start_span(name, parent, attributes=known, start_time=start)
-
-
-def _fail(span: Span, error: str, text: str) -> None:
-    """*error*: what is said where *text*, as Spark prints it, tells no more."""
-    found = failures.of_text(text)
-    span.set_attribute(semconv.ERROR_TYPE, found.error_type if found is not None else error)
-    if found is not None and found.place is not None:
-        span.set_attribute(semconv.ERROR_PLACE, found.place)
-    span.set_status(StatusCode.ERROR)
-
-
-def _moment(milliseconds: int, earliest: int) -> int:
-    """A time of Spark's on our clock, which does not follow steps of the system's: nothing begins
-    before what it is a part of, or ends before it began."""
-    step = clock.now() - time.time_ns()
-    return max(milliseconds * _MS + (step if abs(step) > _MS else 0), earliest)
-
-
-def _start_of(span: Any) -> int:
-    return getattr(span, "start_time", None) or 0

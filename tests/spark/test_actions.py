@@ -28,6 +28,7 @@ from tests.spark.told import (
 pytestmark = [
     pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas"),
     pytest.mark.filterwarnings("ignore:The copy keyword is deprecated"),
+    pytest.mark.filterwarnings("ignore:distutils Version classes are deprecated"),
 ]
 
 Act = Callable[[Any, Path], Any]
@@ -267,7 +268,7 @@ def test_lineage(spark: Any, recorded: Recorded, tmp_path: Path) -> None:
     assert written.attributes[semconv.DATASET_DIRECTION] == "out"
     assert written.attributes[semconv.DATASET_ROWS] == 100
     assert written.attributes[semconv.DATASET_BYTES] > 0
-    assert written.attributes[semconv.DATASET_INPUTS] == (f"file://{source}",)
+    assert list(written.attributes[semconv.DATASET_INPUTS]) == [f"file://{source}"]
 
 
 def test_table_is_one_dataset(spark: Any, tables: None, recorded: Recorded) -> None:

@@ -24,7 +24,7 @@ def test_remote_local(spark_jobs: Jobs) -> None:
             spark.range(0, 1000, 1, 2).withColumn("k", F.col("id") % 3).write.parquet("out")
         with stagewatch.stage("use"):
             spark.read.parquet("out").createOrReplaceTempView("t")
-            print(spark.sql("select k, count(*) from t group by k order by k").collect())
+            print(sorted(spark.sql("select k, count(*) from t group by k").collect()))
             rows = spark.range(0, 40000, 1, 4).toLocalIterator()
             next(rows)
         try:
@@ -48,9 +48,14 @@ def test_remote_local(spark_jobs: Jobs) -> None:
         {
             "use": [
                 {"pyspark.sql": []},
-                {"pyspark.collect": [job, job, job]},
+                {"pyspark.collect": [job, job]},
                 {"pyspark.toLocalIterator": [job]},
             ]
         },
+        job,  # the schema of the parquet files, which analysis asks for
         {"pyspark.count": []},
     ]
+    with spark_jobs.history() as history:
+        touched = [(d.direction, d.uri, d.rows) for d in history.datasets(run_id=run.run_id)]
+    out = f"file://{spark_jobs.directory}/out"
+    assert sorted(touched) == [("in", out, 1000), ("out", out, 1000)]

@@ -21,7 +21,7 @@ from tests.recorded import Recorded
 FAILING = Path(__file__).parent / "failing.py"
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore::{kind}")  # PySpark has its own about pandas
-    for kind in ("FutureWarning", "UserWarning")
+    for kind in ("DeprecationWarning", "FutureWarning", "UserWarning")
 ]
 SCENES = runpy.run_path(str(FAILING), run_name="failing")["SCENES"]
 

@@ -32,7 +32,7 @@ class Spark:
         assert call.span is not None
         call.base.open = None  # the next one is another thread's
         context = contexts.traceparent(call.span.get_span_context())
-        action = Action(context, call.span, "", 0, False, lingers, False)
+        action = Action(context, call.span, "", 0, False, lingers, False, call.recording)
         self._calls[context] = call
         self.work.begin(action)
         self.work.take(events.Entered(context))

@@ -27,6 +27,7 @@ from stagewatch.records import (
     StageEnded,
     StageStarted,
     TallyDefined,
+    TraceSettled,
 )
 from stagewatch.records import encode as encode_record
 
@@ -95,6 +96,8 @@ class Batch:
         """Names of those whose sums change; empty for the run itself."""
         self.recorded = {"traces": 0, "metrics": 0, "logs": 0}
         self.dropped: list[Increment] = []
+        self.settled: list[TraceSettled] = []
+        """Traces on whose details is decided at once."""
         self.noted: list[Noted] = []
         """What is to be said of the run."""
 
@@ -141,6 +144,8 @@ class Books(Struct, frozen=True):
         now = max(now, journal.seen, journal.since + 1)
         if batch.spans:
             rows.add_spans(self.link, journal.run, batch.spans, details=batch.has_details)
+        for trace in batch.settled:
+            details.settle(self.link, journal.run, trace)
         if batch.operations:
             rows.add_operations(self.link, journal.run, batch.operations)
             rows.add_failures(self.link, journal.run, batch.failures)

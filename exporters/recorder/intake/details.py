@@ -13,13 +13,12 @@ from typing import Final
 from msgspec import Struct
 
 from stagewatch.database import HELD, KEPT, PENDING
-from stagewatch.measures import SECOND
+from stagewatch.measures import SECOND, is_sampled, sampling_threshold, threshold_value
+from stagewatch.records import TraceSettled
 
 SLOW_SHARE: Final = 0.01
 """A detail is slow if it took this share of its run: so at most a hundred of them are, one after
 the other, however fast or slow the run is."""
-
-_RANDOM_BITS: Final = 56
 
 
 class Settings(Struct, frozen=True):
@@ -27,21 +26,6 @@ class Settings(Struct, frozen=True):
 
     ratio: float = 0.05
     cap: int = 10_000
-
-
-def threshold(ratio: float) -> int:
-    """The rejection threshold of OpenTelemetry's consistent sampling: of 2**56 values."""
-    return round((1 - min(max(ratio, 0.0), 1.0)) * (1 << _RANDOM_BITS))
-
-
-def trace_state(ratio: float) -> str:
-    """The ``th`` value of a ratio: the threshold in hex without trailing zeros."""
-    return f"{threshold(ratio):014x}".rstrip("0") or "0"
-
-
-def is_sampled(span_id: bytes, limit: int) -> bool:
-    """Whether a span belongs to the sample of a `threshold`: always the same answer."""
-    return int.from_bytes(span_id[-7:], "big") >= limit
 
 
 _CHOOSE: Final = """
@@ -63,6 +47,24 @@ select n, min(rank) from found where n > 0 group by n
 """
 
 
+def settle(link: sqlite3.Connection, run: int, trace: TraceSettled) -> None:
+    """Send the details of one trace of the run with the row id *run* that are held, or forget them,
+    before the run is over."""
+    spans = [(run, span_id) for span_id in trace.span_ids]
+    if trace.threshold:
+        link.executemany(
+            "update span set threshold = ? where run = ? and span_id = ?",
+            [(trace.threshold, *span) for span in spans],
+        )
+    if trace.keep:
+        statement = (
+            f"update span set state = {PENDING} where run = ? and span_id = ? and state = {HELD}"
+        )
+    else:  # also where nothing is sent
+        statement = "delete from span where run = ? and span_id = ? and role = 3"
+    link.executemany(statement, spans)
+
+
 def decide(
     link: sqlite3.Connection, run: int, settings: Settings, *, everything: bool, seconds: float
 ) -> int:
@@ -76,7 +78,7 @@ def decide(
     ).fetchone()
     if not has_any:
         return 0
-    limit = threshold(settings.ratio)
+    limit = sampling_threshold(settings.ratio)
     link.create_function("is_sampled", 2, is_sampled, deterministic=True)
     link.execute("create temp table if not exists chosen(n integer primary key, rank int)")
     link.execute("delete from chosen")
@@ -103,7 +105,7 @@ def decide(
         link.execute(
             "update span set threshold = :mark where n in (select n from chosen where rank = 1) "
             "and not failed and seconds < :slow and is_sampled(span_id, :limit)",
-            {**values, "mark": trace_state(settings.ratio)},
+            {**values, "mark": threshold_value(settings.ratio)},
         )
     link.execute(
         f"update span set state = {PENDING} where n in (select n from chosen)",

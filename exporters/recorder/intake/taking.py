@@ -41,6 +41,7 @@ from stagewatch.records import (
     Taken,
     TallyDefined,
     TallySpilled,
+    TraceSettled,
     decode_head,
     encode,
 )
@@ -131,6 +132,11 @@ def take(books: Books, journal: Journal, record: Taken, batch: Batch) -> None:
                 journal.collected = record.number, record.end
         case SeriesDefined():
             journal.series[record.cell] = record
+        case TraceSettled():
+            batch.settled.append(record)
+            for span_id, begun in tuple(journal.begun.items()):
+                if begun.trace_id == record.trace_id:  # it will never end
+                    del journal.begun[span_id]
         case Noted():
             batch.noted.append(record)
         case LogEmitted():

@@ -88,6 +88,9 @@ def end_process(
         vitals = (watched.vitals if watched else None) or Vitals()
     exiting = journal.exiting or exiting_of_successor(books.link, key, process.run_id)
     is_final = process.final_exit or (exiting is not None and exiting.is_final)
+    is_over = exiting is not None and exiting.outcome is not None
+    if is_over:  # however its process ended meanwhile
+        death = Death(vitals=death.vitals)
     verdict = judge(
         death.wait_status, exiting, is_final,
         lost_host=death.lost_host, oom_killed=death.oom_killed,
@@ -135,7 +138,7 @@ def end_process(
             notices.say_gap(books, journal, journal.opened, gap, end)
     if not is_orderly:
         _say_late(books, journal, journal.opened, end, last)
-    usage = _usage(exiting, vitals, known.live)
+    usage = _usage(None if is_over else exiting, vitals, known.live)
     _end_run(books, journal, journal.opened, exiting, verdict, end, death.wait_status, last, usage)
 
 

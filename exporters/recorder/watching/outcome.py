@@ -74,8 +74,11 @@ def judge(
     orderly end is not yet a success: the process may have crashed or called ``os._exit(3)`` after
     it wrote its last record. Only where that record is *final*, because nobody outlives the
     process, is it believed. *lost_host*: another boot of the host has begun since.
-    *oom_killed*: a SIGKILL came for want of memory.
+    *oom_killed*: a SIGKILL came for want of memory. Of a run that was over before, nothing but
+    what it said counts.
     """
+    if exiting is not None and exiting.outcome is not None:
+        return Verdict(Outcome(exiting.outcome), exiting.error_type)
     if wait_status is None:
         if lost_host and exiting is None:
             return HOST_LOST

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from selectors import EVENT_READ, BaseSelector
 from typing import Final, Protocol
@@ -35,6 +35,8 @@ _ORPHAN_SECONDS: Final = 60.0
 
 class Intake(Taker, Protocol):
     """What becomes of the records: see `stagewatch.exporters.recorder.ingest`."""
+
+    def over(self) -> Collection[str]: ...
 
     def tick(self, sightings: Mapping[str, Sighting], now: int) -> None: ...
 
@@ -99,7 +101,7 @@ class Watch:
                 self._judge(follower)
 
     def read(self, *, everything: bool = False) -> int:
-        """Take in what is new; about how many bytes that were."""
+        """Take in what is new, and close whose run is over; about how many bytes that were."""
         size = 0
         reading = []
         for follower in self.followers.values():
@@ -110,7 +112,15 @@ class Watch:
                     reading.append(follower)
         for follower in self._read_together(reading):
             follower.read()
+        self._close_over()
         return size
+
+    def _close_over(self) -> None:
+        """Close the journals of runs that are over although their process lives."""
+        for key in self._intake.over():
+            follower = self.followers.get(key)
+            if follower is not None and key not in self._dead and follower.close(Death()):
+                self._forget(follower)
 
     def _read_together(self, followers: Iterable[Follower]) -> list[Follower]:
         """Take in the beginning of what is new, in one transaction; returns who has more."""
@@ -155,7 +165,8 @@ class Watch:
     def sightings(self) -> dict[str, Sighting]:
         """The processes that are watched, as they are now.
 
-        Of one that called exec the vitals stand with its last journal alone: so they add up.
+        Of one that called exec the vitals stand with its last journal alone: so they add up. One
+        that has several runs has used as much for each.
         """
         journals_of: dict[Process, list[Follower]] = {}
         for follower in self.followers.values():
@@ -170,9 +181,11 @@ class Watch:
         self._shortage.look(pages)
         found = {}
         for process, written in journals_of.items():
-            what, last = seen.get(process, Seen()), max(written, key=_began)
+            what = seen.get(process, Seen())
+            last = {_run(follower): follower for follower in sorted(written, key=_began)}
             for follower, page in zip(written, pages[process], strict=True):
-                found[follower.key] = _sighting(page, what, is_last=follower is last)
+                is_last = follower is last[_run(follower)]
+                found[follower.key] = _sighting(page, what, is_last=is_last)
         return found
 
     def ages(self) -> dict[str, float]:
@@ -361,6 +374,10 @@ def _age(started: ProcessStarted) -> float:
     if started.uptime:
         return (uptime() - started.uptime) / SECOND
     return (time.time_ns() - started.start) / SECOND
+
+
+def _run(follower: Follower) -> str:
+    return follower.started.run_id if follower.started is not None else ""
 
 
 def _began(follower: Follower) -> int:

@@ -10,12 +10,17 @@ import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from stagewatch import operations, safety, tracing
 from stagewatch.model import Pipeline
 from tests.jobs import Jobs, end_recorders
 from tests.recorded import Clock, Recorded
+
+# How long an example takes is the machine's affair.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture

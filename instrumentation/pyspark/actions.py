@@ -13,6 +13,7 @@ from stagewatch import clock, semconv
 from stagewatch.instrumentation._base import Function, Patch
 from stagewatch.instrumentation.pyspark import attaching, contexts, failures
 from stagewatch.instrumentation.pyspark.action import Action
+from stagewatch.instrumentation.pyspark.in_jvm import Interrupted
 from stagewatch.operations import Call, OperationKind, announce, begin, end, end_later
 from stagewatch.safety import guarded, report
 from stagewatch.stage_calls import drop_first_frame
@@ -75,6 +76,8 @@ class _UnderWay:
         finally:
             try:
                 attached.listener.leave(self.before, action.context)
+            except Interrupted:
+                attached.work.give_up(action)
             except Exception as fault:
                 attached.work.give_up(action)
                 self._report(fault)

@@ -18,8 +18,12 @@ _BYTES_READ: Final = "filesSize"
 _BYTES_WRITTEN: Final = "numOutputBytes"
 _FILE: Final = re.compile(r"file:/+")
 _NAME: Final = re.compile(r"[\w.$`\"]+\Z")
-_WITHOUT_HOST: Final = re.compile(r"[\w./:-]*")
+_IN_FILES: Final = re.compile(r"(?:derby|duckdb|h2|hsqldb|sqlite):[\w./:-]*")
 """``derby:memory:x``, ``sqlite:/srv/x.db``: no place for a password."""
+_URL: Final = re.compile(r"[A-Za-z][\w+-]*://")
+_CONTAINER: Final = re.compile(r"(?:abfss?|wasbs?)://([\w$-]+)@")
+"""Azure's: what looks like a user is a part of the name."""
+_PROPERTIES: Final = re.compile(r"[:,]")
 _SCANS: Final = ("Scan", "BatchScan")
 
 
@@ -79,19 +83,37 @@ def uri(relation: str) -> str | None:
     if kind == "source" or not rest:
         return None
     if kind == "table":
-        return rest
+        return named(rest)
     if kind == "jdbc":
-        url, _, table = rest.partition("#")
+        url, _, table = rest.rpartition("#")
         where = _database(url.removeprefix("jdbc:").partition(";")[0])
         name = table.strip() if _NAME.match(table.strip()) else ""
         return f"{where.rstrip('/')}/{name}" if name else where
-    return redaction.url(_FILE.sub("file:///", rest, count=1))
+    return _located(_FILE.sub("file:///", rest, count=1))
+
+
+def named(table: str) -> str:
+    """*table*, or the URI without secrets of the path that stands for one: ``delta.`s3a://x` ``."""
+    found = _URL.search(table)
+    return _located(table[found.start() :].rstrip("`")) if found else table
+
+
+def _located(url: str) -> str:
+    found = redaction.url(url)
+    container = _CONTAINER.match(url)
+    return found.replace("://", f"://{container[1]}@", 1) if container else found
 
 
 def _database(url: str) -> str:
-    if "//" in url:
-        return redaction.url(url)
-    return url if _WITHOUT_HOST.fullmatch(url) else url.partition(":")[0]
+    """Some drivers take user and password behind the database's name, or in place of a host."""
+    scheme, separator, _ = url.partition("://")
+    if not separator:
+        return url if _IN_FILES.fullmatch(url) else url.partition(":")[0]
+    host, _, path = redaction.url(url).partition("://")[2].partition("/")
+    database = _PROPERTIES.split(path)[0]
+    if not database or "=" in database:
+        return f"{scheme}://{host}"
+    return f"{scheme}://{host}/{database}"
 
 
 def _name_tables(written: dict[str, list[int | None]]) -> None:

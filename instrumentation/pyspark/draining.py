@@ -10,6 +10,7 @@ import contextvars
 import logging
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from enum import Enum
 from typing import Final, Protocol
@@ -40,7 +41,7 @@ class Teller(Protocol):
         was."""
 
     def leave(self, before: str | None, context: str) -> None:
-        """The action is over."""
+        """The action is over. Raises `in_jvm.Interrupted` where Spark cannot be told."""
 
     def left(self, context: str) -> None:
         """`leave`, of one that never entered: its jobs say by a tag whose they are."""
@@ -107,9 +108,8 @@ class Drain:
     def _run(self) -> None:
         try:
             self._drain()
-            self._say_dropped()
-        except Exception:  # the JVM is gone: there is nothing more to come
-            pass
+        except Exception as fault:
+            report(fault)
         finally:
             atexit.unregister(self.stop)
             for close in (self._work.close, self._close_streams):
@@ -122,7 +122,10 @@ class Drain:
             hurries = self._hurry.is_set()
             if hurries and until is None:
                 until = time.monotonic() + _EXIT_PATIENCE / 2
-            text = self._listener.drain(_MOST, 10 if hurries else _WAIT)
+            try:
+                text = self._listener.drain(_MOST, 10 if hurries else _WAIT)
+            except Exception:  # the JVM is gone: there is nothing more to come
+                return
             is_empty = len(text) <= 2
             if not is_empty:
                 self._take(text)
@@ -131,7 +134,8 @@ class Drain:
                     settle(is_empty)
             is_settled = is_empty and self._work.is_settled and self._streams.is_settled
             if until is not None and (is_settled or time.monotonic() > until):
-                break
+                self._say_dropped()
+                return
             if not hurries:
                 self._hurry.wait(_PAUSE)
 
@@ -147,12 +151,7 @@ class Drain:
                 self._streams.close()
 
     def _take(self, text: str) -> None:
-        try:
-            found = events.decode(text.encode("utf-8", "surrogatepass"))
-        except Exception as fault:
-            report(fault)
-            return
-        for event in found:
+        for event in _decoded(text):
             for take in (self._work.take, self._streams.take):
                 try:
                     take(event)
@@ -160,13 +159,29 @@ class Drain:
                     report(fault)
 
     def _say_dropped(self) -> None:
-        dropped = self._listener.dropped()
+        try:
+            dropped = self._listener.dropped()
+        except Exception:  # the JVM is gone
+            return
         if dropped:
             _logger.warning(
                 "stagewatch has not heard of %d events of Spark, whose queue was full: figures of "
                 "this run are too low (spark.scheduler.listenerbus.eventqueue.capacity)",
                 dropped,
             )
+
+
+def _decoded(text: str) -> Iterator[events.Event]:
+    """What is no event, or not one that is known, is left out."""
+    body = text.encode("utf-8", "replace")
+    try:
+        yield from events.decode(body)
+    except Exception:
+        for one in events.split(body):
+            try:
+                yield from events.decode(b"[" + one + b"]")
+            except Exception as fault:
+                report(fault)
 
 
 def start(listener: Teller, work: Work, streams: Streams) -> Drain:

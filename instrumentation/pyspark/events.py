@@ -189,3 +189,10 @@ Event = (
 
 decode = msgspec.json.Decoder(list[Event]).decode
 """What one drain of the listener gives; raises `msgspec.DecodeError`."""
+
+_split = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+def split(body: bytes) -> list[bytes]:
+    """The events of one drain, each by itself; raises `msgspec.DecodeError`."""
+    return [bytes(one) for one in _split(body)]

@@ -6,6 +6,7 @@ import java.util.Collection;
 import java.util.HashMap;
 import java.util.HashSet;
 import java.util.Iterator;
+import java.util.LinkedHashMap;
 import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
@@ -34,7 +35,9 @@ public class Listener extends SparkListener {
   private final String property;
   private final int capacity;
   private final ConcurrentLinkedQueue told = new ConcurrentLinkedQueue();
+  private static final long MOST_TEXT = 32L << 20; // characters that wait for Python
   private final AtomicInteger waiting = new AtomicInteger();
+  private final AtomicLong size = new AtomicLong();
   private final AtomicLong dropped = new AtomicLong();
   private final Object bell = new Object();
   private boolean woken;
@@ -113,6 +116,7 @@ public class Listener extends SparkListener {
       Object one = told.poll();
       if (one == null) break;
       waiting.decrementAndGet();
+      size.addAndGet(-((String) one).length());
       if (i > 0) found.append(',');
       found.append((String) one);
     }
@@ -143,12 +147,14 @@ public class Listener extends SparkListener {
   }
 
   private void tell(Json json) {
-    if (waiting.get() >= capacity) {
+    String text = json.end();
+    if (waiting.get() >= capacity || size.get() >= MOST_TEXT) {
       dropped.incrementAndGet();
       return;
     }
-    told.add(json.end());
+    told.add(text);
     waiting.incrementAndGet();
+    size.addAndGet(text.length());
     synchronized (bell) {
       bell.notifyAll();
     }
@@ -523,7 +529,8 @@ class Plan {
     seen++;
     String kind = plan.getClass().getSimpleName();
     json.open();
-    json.add("name", String.valueOf(Reflected.call(plan, "nodeName")));
+    // Of a scan by a connector it ends with that one's options, in brackets.
+    json.add("name", String.valueOf(Reflected.call(plan, "nodeName")).split("\\(")[0].trim());
     boolean ran = metrics(Reflected.call(plan, "metrics"));
     String relation = ran || inCache == 0 ? Relations.ofOperator(plan, kind) : null;
     if (relation != null) json.add("relation", relation);
@@ -596,10 +603,10 @@ class Plan {
 /** What metrics of plans that fill a cache grew by: every execution that reads the cache shows them. */
 class Growth {
   private static final int MOST = 20000;
-  private final Map last = new HashMap();
+  private final LinkedHashMap last = new LinkedHashMap(16, 0.75f, true); // the longest unseen first
 
   long of(Object metric, long value) {
-    if (last.size() > MOST) last.clear();
+    if (last.size() > MOST) last.remove(last.keySet().iterator().next());
     Object before = last.put(metric, new Long(value));
     return before == null ? value : value - ((Long) before).longValue();
   }
@@ -837,9 +844,11 @@ class Json {
     for (int i = 0; i < length; i++) {
       char c = value.charAt(i);
       if (c == '"' || c == '\\') text.append('\\').append(c);
-      else if (c < 0x20 || Character.isSurrogate(c)) {
-        text.append("\\u").append(Integer.toHexString(0x10000 | c).substring(1));
-      } else text.append(c);
+      else if (c < 0x20) text.append("\\u").append(Integer.toHexString(0x10000 | c).substring(1));
+      else if (!Character.isSurrogate(c)) text.append(c);
+      else if (Character.isHighSurrogate(c) && i + 1 < length && Character.isLowSurrogate(value.charAt(i + 1))) {
+        text.append(c).append(value.charAt(++i));
+      } else text.append('?');
     }
     text.append('"');
   }

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from stagewatch import redaction, semconv
 from stagewatch.instrumentation._datasets import database, is_remote, locate, tables
+from stagewatch.instrumentation.pyspark.datasets import named
 
 _RELATION: Final = "spark.connect.Relation"
 _MOST: Final = 10_000
@@ -189,7 +190,10 @@ def _plain(name: str) -> str:
 
 def _named(name: str, here: bool) -> Source:
     file = _FILES.fullmatch(name)
-    return Source(_path(file[1], here)) if file else Source(name, name)
+    if file:
+        return Source(_path(file[1], here))
+    where = named(name)
+    return Source(where, name if where == name else None)
 
 
 def _stored(source: Any, here: bool) -> Iterator[Source]:

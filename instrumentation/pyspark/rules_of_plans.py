@@ -293,4 +293,5 @@ def _metric(node: PlanNode, name: str) -> int:
 
 
 def _where(node: PlanNode) -> str:
-    return uri(node.relation or "") or node.name
+    relation = node.relation or ""
+    return uri(relation) or relation.removeprefix("source:") or node.name.partition("(")[0]

@@ -151,7 +151,8 @@ class Streams:
     def is_settled(self) -> bool:
         """Nothing waits for figures."""
         return not any(
-            query.terminated is not None or any(batch.progress for batch in query.batches.values())
+            query.terminated is not None
+            or any(batch.progress for batch in list(query.batches.values()))
             for query in list(self._queries.values())
         )
 
@@ -270,7 +271,7 @@ class Streams:
                         query.batches.pop(batch.number, None)
                     self._finish(query, batch, batch.progress)
             if query.terminated is not None and not any(
-                batch.progress for batch in query.batches.values()
+                batch.progress for batch in list(query.batches.values())
             ):
                 self._end(query)
 
@@ -294,11 +295,11 @@ class Streams:
         return found if found is not None and len(found.jobs) < _MOST_EVENTS else None
 
     def _batches(self) -> Iterator[_Batch]:
-        for query in self._queries.values():
+        for query in list(self._queries.values()):
             yield from list(query.batches.values())
 
     def _stage_completed(self, event: events.StageCompleted) -> None:
-        for query in self._queries.values():
+        for query in list(self._queries.values()):
             for batch in list(query.batches.values()):
                 if any(event.stage in job.stages for job in batch.jobs.values()):
                     if len(batch.stages) < _MOST_EVENTS:
@@ -388,7 +389,7 @@ class Streams:
             else:
                 query.child.end(Outcome.CANCELLATION, STOPPED)
             return
-        under_way = max(query.batches.values(), key=lambda batch: batch.number, default=None)
+        under_way = max(list(query.batches.values()), key=lambda batch: batch.number, default=None)
         raised = under_way.error if under_way is not None else None
         cause = _of_error(raised) if raised is not None else _of_text(told)
         if under_way is not None:

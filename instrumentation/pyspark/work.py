@@ -31,6 +31,7 @@ from stagewatch.instrumentation.pyspark.spans import fail, moment, start_of, sta
 from stagewatch.operations import Later
 from stagewatch.recording import Recording
 from stagewatch.records import StageMeasured
+from stagewatch.safety import guarded
 
 _GRACE: Final = 2.0
 """Seconds: ends of jobs and tasks may be told after the mark of an action that failed."""
@@ -279,7 +280,7 @@ class Work:
 
     def _execution_started(self, event: events.ExecutionStarted) -> None:
         root = event.root if event.root is not None else event.execution
-        live = [it for it in self._actions.values() if it.entered and not it.marked]
+        live = [it for it in list(self._actions.values()) if it.entered and not it.marked]
         self._executions.start(event.execution, root, live)
 
     def _execution_ended(self, event: events.ExecutionEnded) -> None:
@@ -303,6 +304,18 @@ class Work:
             self._complete(action, action.later)
 
     def _complete(self, action: Action, later: Later) -> None:
+        found: dict[str, Any] = {}
+        with guarded:
+            found = self._figures(action)
+        later.complete(**found)  # in any case: its stage waits for it
+        self._advise(action, later)
+        if action.lingers:
+            action.reads = found.get("reads") is not None
+            action.ended.clear()
+            action.stages.clear()
+
+    def _figures(self, action: Action) -> dict[str, Any]:
+        """What `Later.complete` takes."""
         seen = datasets.seen(action.ended, int(action.sums.get(semconv.SPARK_OUTPUT_RECORDS, 0)))
         counted = _count(action, seen)
         if action.stages:
@@ -310,21 +323,16 @@ class Work:
             known = self._slot_seconds.get(action.stage, 0)
             self._slot_seconds[action.stage] = known + wall * self.slots
             self._measure(action.recording, action.stage, {})
-        later.complete(
-            rows_in=counted.rows_in or 0,
-            rows_out=action.rows_out or counted.rows_out or 0,
-            reads=counted.rows_in,
-            writes=counted.rows_out,
-            bytes_in=counted.bytes_in,
-            bytes_out=int(action.sums.get(semconv.SPARK_OUTPUT_BYTES, 0)),
-            datasets=() if action.peeks else seen.datasets,
-            attributes=_attributes(action, seen),
-        )
-        self._advise(action, later)
-        if action.lingers:
-            action.reads = counted.rows_in is not None
-            action.ended.clear()
-            action.stages.clear()
+        return {
+            "rows_in": counted.rows_in or 0,
+            "rows_out": action.rows_out or counted.rows_out or 0,
+            "reads": counted.rows_in,
+            "writes": counted.rows_out,
+            "bytes_in": counted.bytes_in,
+            "bytes_out": int(action.sums.get(semconv.SPARK_OUTPUT_BYTES, 0)),
+            "datasets": () if action.peeks else seen.datasets,
+            "attributes": _attributes(action, seen),
+        }
 
     def _advise(self, action: Action, later: Later) -> None:
         current = action.recording

@@ -4,7 +4,8 @@ fault. (Its distributions ship no other tests.)
     .venv-spark/bin/python -m tests.pyspark_doctests [MODULE ...]
 
 MODULE is one of PySpark's that has such examples; without any those in `MODULES` run, minutes each.
-Prints a line for each module, and the examples whose result differs; exits 1 if there is one.
+Prints a line for each module, and the examples that fail with us alone; exits 1 if there is one.
+Those with a time limit (``meanApprox``) fail now and then by themselves.
 """
 
 from __future__ import annotations
@@ -44,17 +45,21 @@ _WITH_US = "STAGEWATCH_PYSPARK_DOCTESTS"
 def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("modules", nargs="*", default=[*filter(_has_examples, MODULES)])
-    differ = 0
+    faults = 0
     for module in arguments.parse_args().modules:
         bare, ours = outcomes(module, with_us=False), outcomes(module, with_us=True)
         said = Counter(bare.values())
-        changed = [name for name in sorted(bare | ours) if bare.get(name) != ours.get(name)]
+        worse = [
+            name
+            for name in sorted(bare | ours)
+            if bare.get(name, "passed") == "passed" != ours.get(name)
+        ]
         print(f"{module}: {said['passed']} pass and {said['failed']} fail", end=" ")
-        print(f"without us; {len(changed)} differ with us", flush=True)
-        for name in changed:
-            print(f"  {name}: {bare.get(name, 'not run')} without us, {ours.get(name, 'not run')}")
-        differ += len(changed) + (not bare)
-    return 1 if differ else 0
+        print(f"without us; {len(worse)} more fail with us", flush=True)
+        for name in worse:
+            print(f"  {name}: {ours.get(name, 'not run')}")
+        faults += len(worse) + (not bare)
+    return 1 if faults else 0
 
 
 def _has_examples(module: str) -> bool:

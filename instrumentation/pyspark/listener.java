@@ -5,12 +5,14 @@ import java.util.Arrays;
 import java.util.Collection;
 import java.util.HashMap;
 import java.util.HashSet;
+import java.util.HashSet;
 import java.util.Iterator;
 import java.util.LinkedHashMap;
 import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Properties;
+import java.util.Set;
 import java.util.concurrent.ConcurrentLinkedQueue;
 import java.util.concurrent.atomic.AtomicInteger;
 import java.util.concurrent.atomic.AtomicLong;
@@ -47,6 +49,7 @@ public class Listener extends SparkListener {
   // Of the listener's thread alone.
   private final Map tasks = new HashMap();
   private final Map planChanges = new HashMap();
+  private final Set withJobs = new HashSet(); // executions under way
   private final Collection cached = new HashSet();
   private final Growth growth = new Growth();
   private Tasks last;
@@ -175,6 +178,8 @@ public class Listener extends SparkListener {
       json.add("context", contextOf(properties));
       json.number("execution", properties.getProperty("spark.sql.execution.id"));
       json.number("root", properties.getProperty("spark.sql.execution.root.id"));
+      withJobs.add(String.valueOf(properties.getProperty("spark.sql.execution.id")));
+      withJobs.add(String.valueOf(properties.getProperty("spark.sql.execution.root.id")));
       json.add("query", properties.getProperty("sql.streaming.queryId"));
       json.number("batch", properties.getProperty("streaming.sql.batchId"));
       json.add("call_site", properties.getProperty("callSite.short"));
@@ -355,6 +360,13 @@ public class Listener extends SparkListener {
     if (changes != null) json.add("plan_changes", Math.max(0, changes.intValue() - 1));
     Object failure = Reflected.option(Reflected.call(end, "executionFailure"));
     if (failure != null) json.add("error", failure.getClass().getName());
+    boolean ran = withJobs.remove(String.valueOf(end.executionId()));
+    if (failure != null && !ran) {
+      // Perhaps of its analysis: who asked for that again would stand in the stack trace of what
+      // the user's thread is told.
+      tell(json);
+      return;
+    }
     int whole = json.length();
     try {
       new Plan(json, growth).add(Reflected.call(end, "qe"), failure == null);

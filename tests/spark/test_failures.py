@@ -59,7 +59,8 @@ def test_failure(name: str, spark: Any, recorded: Recorded, tmp_path: Path) -> N
 
 @pytest.mark.timeout(1800)
 def test_python_sees_what_it_saw(spark_jobs: Jobs) -> None:
-    """Types, texts, attributes and tracebacks of all of them, without us and with us."""
+    """Types, texts, attributes and tracebacks of all of them, without us and with us; what PySpark
+    logs of them has nothing of ours in Java's stack traces either."""
     plain = without_us(spark_jobs, FAILING)
     process = spark_jobs.start("python", FAILING)
     out, err = process.communicate(timeout=900)

@@ -65,14 +65,15 @@ class Bench:
         self.threads = jvm.java.lang.management.ManagementFactory.getThreadMXBean()
         self.own = dict.fromkeys(("calls", "drain", "listener", "drain in the JVM"), 0.0)
         self.calls = 0
-        actions._begin = self._timed(actions._begin)
-        actions._end = self._timed(actions._end, counts=True)
+        action: Any = actions._UnderWay
+        action.begin = self._timed(action.begin)
+        action.end = self._timed(action.end, counts=True)
 
     def _timed(self, function: Callable[..., Any], counts: bool = False) -> Callable[..., Any]:
-        def timed(*arguments: Any) -> Any:
+        def timed(*arguments: Any, **keywords: Any) -> Any:
             start = time.thread_time()
             try:
-                return function(*arguments)
+                return function(*arguments, **keywords)
             finally:
                 self.own["calls"] += time.thread_time() - start
                 self.calls += counts
@@ -81,7 +82,6 @@ class Bench:
 
     def on(self) -> None:
         PysparkInstrumentor().instrument()
-        attaching.attach(self.context)
         while attaching.current is None:
             time.sleep(0.01)
         attached: Any = attaching.current

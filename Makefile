@@ -19,7 +19,7 @@ spark35 := .venv-spark35/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help setup link demo demo-spark test test-spark test-all lint format faults faults-stock
-.PHONY: bench bench-spark clean
+.PHONY: bench bench-spark clean test-spark4 test-spark35
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST)
@@ -50,9 +50,13 @@ demo-spark: setup $(spark)  ## The same flights in PySpark: its trace, and what 
 test: setup  ## Run the tests
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
-test-spark: setup $(spark) $(spark35)  ## Run the tests with a real Spark, 4.x and then 3.5; needs Java
-	.venv-spark/bin/python -m pytest tests/spark $(ARGS)
-	.venv-spark35/bin/python -m pytest tests/spark $(ARGS)
+test-spark: test-spark4 test-spark35  ## Run the tests with a real Spark, 4.x and then 3.5; needs Java
+
+test-spark4: setup $(spark)
+	.venv-spark/bin/python -m pytest tests/spark -o cache_dir=.venv-spark/.pytest_cache $(ARGS)
+
+test-spark35: setup $(spark35)
+	.venv-spark35/bin/python -m pytest tests/spark -o cache_dir=.venv-spark35/.pytest_cache $(ARGS)
 
 test-all: test test-spark  ## All tests there are
 

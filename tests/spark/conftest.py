@@ -34,17 +34,19 @@ DEFAULTS = {
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A session takes long to start, and PySpark leaves sockets to the collector of garbage; on
-    3.5 the tests of what it does not have are not run."""
+    """A session takes long to start, and PySpark leaves sockets to the collector of garbage; what
+    3.5 does not have, and what 4.x does not do with pandas 3, is not run there."""
     ours = [item for item in items if Path(__file__).parent in item.path.parents]
     for item in ours:
         item.add_marker(pytest.mark.timeout(300))
         for ignored in ("ResourceWarning", "pytest.PytestUnraisableExceptionWarning"):
             item.add_marker(pytest.mark.filterwarnings(f"ignore::{ignored}"))
-    if ours and version("pyspark").startswith("3."):
-        too_new = [item for item in ours if item.get_closest_marker("spark4")]
-        config.hook.pytest_deselected(items=too_new)
-        items[:] = [item for item in items if item not in too_new]
+    if not ours:
+        return
+    lacking = "spark4" if version("pyspark").startswith("3.") else "pandas2"
+    others = [item for item in ours if item.get_closest_marker(lacking)]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item not in others]
 
 
 @pytest.fixture(scope="session")

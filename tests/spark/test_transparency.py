@@ -291,16 +291,13 @@ def test_actions_of_threads(spark: Any, recorded: Recorded) -> None:
     assert len(below) == len(done(spark, before))
 
 
+@pytest.mark.pandas2
 @pytest.mark.filterwarnings("ignore")
 def test_pandas_on_spark(spark: Any, recorded: Recorded) -> None:
     """What it calls for one of its own calls are the operations; the property is put back."""
-    try:
-        frame = spark.range(3).pandas_api()
-    except ImportError as missing:
-        pytest.skip(f"this PySpark does not work with this pandas: {missing}")
-    before = _properties(spark)
+    frame = spark.range(3).pandas_api()
     assert frame["id"].sum() == 3
-    assert _properties(spark) == before
+    assert "stagewatch" not in _properties(spark)  # Spark leaves one of its own
     settle()
     assert "pyspark.toPandas" in operations(recorded)
     jobs = [span for span in recorded.spans() if span.name == semconv.SPARK_JOB]

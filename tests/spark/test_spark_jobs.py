@@ -92,3 +92,43 @@ def test_jvm_is_killed(spark_jobs: Jobs) -> None:
     assert _named(tree, "before") == [[{"pyspark.collect": [JOB]}]]
     (after,) = _named(tree, "after")
     assert [name for span in after for name in span] == ["pyspark.collect"] * len(after)
+
+
+def test_write_that_a_signal_leaves(spark_jobs: Jobs) -> None:
+    """What its handler raises is there while the job still runs, and the answers that Spark gives
+    afterwards are those to what was asked."""
+    done = spark_jobs.run(
+        """
+        import os, signal, threading, time
+        from pathlib import Path
+        from pyspark.sql import SparkSession
+        from pyspark.sql.functions import udf
+
+        def leave(*_):
+            raise SystemExit(3)
+
+        def until_released(value):
+            Path("runs").touch()
+            while not Path("release").exists():
+                time.sleep(0.05)
+            return value
+
+        def interrupt():
+            while not Path("runs").exists():
+                time.sleep(0.05)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        signal.signal(signal.SIGTERM, leave)
+        spark = SparkSession.builder.getOrCreate()
+        waiting = spark.range(0, 1, 1, 1).select(udf(until_released, "long")("id"))
+        threading.Thread(target=interrupt, daemon=True).start()
+        try:
+            waiting.write.parquet("out")
+        except SystemExit:
+            print("left", Path("release").exists())
+        Path("release").touch()
+        print(spark.range(5).count(), spark.range(6).count())
+        """
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["left False", "5 6"]

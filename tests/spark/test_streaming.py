@@ -291,7 +291,7 @@ def test_a_killed_driver(spark_jobs: Jobs) -> None:
     job = spark_jobs.start("python", script)
     try:
         wait_for(lambda: (spark_jobs.directory / "up").exists(), 240)
-        wait_for(lambda: len(spark_jobs.runs(ended=0)) == 2, 120)
+        wait_for(lambda: len(spark_jobs.runs(ended=0)) == 2)
     finally:
         os.kill(job.pid, signal.SIGKILL)
         job.communicate()

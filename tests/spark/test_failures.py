@@ -170,7 +170,9 @@ _NUMBERS = re.compile(r"\bo\d+|(?i:job|stage|task|TID) \d+(?:\.\d+)?|:\d{4,5}\b|
 def traceback_of(stderr: str) -> str:
     """What Python has printed of its end, without what differs from run to run."""
     begin = stderr.find("Traceback (most recent call last)")
-    lines = [line for line in stderr[begin:].splitlines() if not line.startswith("\tat ")]
+    # PySpark resets the call site of what has failed, and may fail at it: a race of its own.
+    first, _, _ = stderr[begin:].partition("\n\nDuring handling of the above exception")
+    lines = [line for line in first.splitlines() if not line.startswith("\tat ")]
     return _NUMBERS.sub("…", "\n".join(lines))
 
 

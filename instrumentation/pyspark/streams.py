@@ -25,7 +25,7 @@ from opentelemetry.util.types import AttributeValue
 
 from stagewatch import clock, recording, semconv, tracing
 from stagewatch.child_runs import ChildRun, open_child_run
-from stagewatch.failures import Cause, error_place, verdict
+from stagewatch.failures import Cause, error_message, error_place, verdict
 from stagewatch.instrumentation.pyspark import events, failures, figures
 from stagewatch.instrumentation.pyspark.spans import fail, moment, start_of, start_span
 from stagewatch.model import Outcome
@@ -531,11 +531,7 @@ def _first_job(batch: _Batch, otherwise: int) -> int:
 def _of_error(error: BaseException) -> Cause:
     """Of what the user's function raised."""
     outcome, error_type = verdict(error)
-    try:
-        message = str(error)
-    except Exception:  # their __str__, not ours
-        message = None
-    return Cause(error_type or "unknown", outcome, error_place(error), message)
+    return Cause(error_type or "unknown", outcome, error_place(error), error_message(error))
 
 
 def _of_text(told: events.QueryTerminated) -> Cause:

@@ -180,6 +180,42 @@ def ansi_division(spark, _):
         spark.conf.unset("spark.sql.ansi.enabled")
 
 
+# --- cell values that stand in messages without quotes ------------------------------------------
+
+
+def names(spark):
+    return spark.range(2).select(F.concat(F.lit("Smith "), F.col("id")).alias("name"))
+
+
+RAISED = "USER_RAISED_EXCEPTION" if FOUR else "java.lang.RuntimeException"
+
+
+@scene(RAISED)
+def query_raises(spark, _):
+    names(spark).select(F.raise_error(F.col("name"))).collect()
+
+
+@scene(RAISED)
+def query_asserts(spark, _):
+    names(spark).select(F.assert_true(F.length("name") < 3, F.col("name"))).collect()
+
+
+@scene("DUPLICATED_MAP_KEY")
+def map_has_a_key_twice(spark, _):
+    keys = F.array("name", "name")
+    names(spark).select(F.map_from_arrays(keys, keys)).collect()
+
+
+@scene("MALFORMED_RECORD_IN_PARSING.WITHOUT_SUGGESTION")
+def record_is_malformed(spark, _):
+    text = F.concat(F.lit('{"a": "'), F.col("name"), F.lit('", "b": "x"}'))
+    parsed = F.from_json(text, "a string, b int", {"mode": "FAILFAST"})
+    names(spark).select(parsed).collect()
+
+
+# ------------------------------------------------------------------------------------------------
+
+
 @scene("python_worker_died")
 def worker_dies(spark, _):
     @udf(LongType())

@@ -13,7 +13,8 @@ import pytest
 
 from stagewatch import semconv
 from stagewatch.model import Outcome, Run
-from tests.jobs import Jobs, end_recorders, wait_for
+from tests.jobs import Jobs, end_recorders, wait_for, without_us
+from tests.spark.told import SharedJvm
 
 QUERIES = '''
 import json, os, time
@@ -155,12 +156,14 @@ class Ran:
 
 @pytest.fixture(scope="module")
 def ran(
-    tmp_path_factory: pytest.TempPathFactory, spark_environment: dict[str, str]
+    tmp_path_factory: pytest.TempPathFactory,
+    spark_environment: dict[str, str],
+    shared_jvm: SharedJvm,
 ) -> Iterator[Ran]:
     jobs = Jobs(tmp_path_factory.mktemp("streams"), patience=280)
     jobs.environment |= spark_environment
     jobs.environment["STAGEWATCH_DETAIL_RATIO"] = "0"
-    yield Ran(jobs, jobs.run(QUERIES))
+    yield Ran(jobs, jobs.run(QUERIES, **shared_jvm()))
     end_recorders(jobs)
 
 
@@ -272,7 +275,46 @@ def test_the_process_has_no_part_in_it(ran: Ran) -> None:
     assert not {"pyspark.write.parquet", "pandas.to_csv"} & set(calls)
 
 
-def test_a_killed_driver(spark_jobs: Jobs) -> None:
+EXITS = """
+import sys
+from pyspark.sql import SparkSession
+
+spark = SparkSession.builder.getOrCreate()
+spark.sparkContext.setLogLevel("OFF")
+
+
+def each(frame, number):
+    frame.count()
+    sys.exit(3)
+
+
+rate = spark.readStream.format("rate").option("rowsPerSecond", 10).load()
+query = rate.writeStream.foreachBatch(each).queryName("exits").start()
+try:
+    query.awaitTermination()
+except Exception as error:
+    print(type(error).__name__)
+print(query.isActive, query.exception() is None)
+print(spark.range(3).count())
+spark.stop()
+"""
+
+
+def test_exit_in_the_users_function(spark_jobs: Jobs, shared_jvm: SharedJvm) -> None:
+    """`sys.exit` there ends what it ends without us; the query's run says that it was that."""
+    script = spark_jobs.script(EXITS)
+    plain = without_us(spark_jobs, script, **shared_jvm())
+    done = spark_jobs.run(EXITS, **shared_jvm())
+    assert (done.returncode, done.stdout) == (plain.returncode, plain.stdout), done.stderr
+    runs = {run.pipeline: (run.outcome, run.error_type) for run in spark_jobs.runs(2)}
+    assert runs == {
+        "etl": (Outcome.SUCCESS, None),
+        "etl.exits": (Outcome.FAILURE, "exit_3"),
+    }
+
+
+@pytest.mark.once
+def test_a_killed_driver(spark_jobs: Jobs, shared_jvm: SharedJvm) -> None:
     """Its query's run is closed with it."""
     script = spark_jobs.script(
         """
@@ -288,7 +330,7 @@ def test_a_killed_driver(spark_jobs: Jobs) -> None:
         query.awaitTermination()
         """
     )
-    job = spark_jobs.start("python", script)
+    job = spark_jobs.start("python", script, **shared_jvm())
     try:
         wait_for(lambda: (spark_jobs.directory / "up").exists(), 240)
         wait_for(lambda: len(spark_jobs.runs(ended=0)) == 2)

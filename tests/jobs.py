@@ -106,7 +106,7 @@ def without_us(jobs: Jobs, script: Path, **environment: str) -> subprocess.Compl
         env={**jobs.environment, **environment},
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=jobs.patience,
     )
 
 

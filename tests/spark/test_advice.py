@@ -80,8 +80,8 @@ def test_advice_on_real_stages(
         wait_for(lambda: len(finished) == number, timeout=120)
         return {advice.kind for advice in of_action(finished[-1])} - OF_PLANS
 
-    rows = spark.range(0, 200_000, 1, 2)
-    few = kinds(lambda: spark.range(0, 200_000, 1, 1).selectExpr("sum(id)").collect())
+    rows = spark.range(0, 80_000, 1, 2)
+    few = kinds(lambda: spark.range(0, 80_000, 1, 1).selectExpr("sum(id)").collect())
     assert Kind.FEW_PARTITIONS in few
     assert not few & {Kind.SKEW, Kind.SPILL, Kind.TINY_TASKS}
     many = kinds(lambda: spark.range(0, 40, 1, 40).collect())
@@ -90,13 +90,13 @@ def test_advice_on_real_stages(
     garbage = kinds(lambda: rows.selectExpr("max(length(repeat(string(id), 2000)))").collect())
     assert Kind.GARBAGE_COLLECTION in garbage
     with _settings(spark, {"adaptive.enabled": "false", "shuffle.partitions": "4"}):
-        keyed = rows.selectExpr("if(id < 199000, 0, id % 64) AS k", "uuid() AS text")
+        keyed = rows.selectExpr("if(id < 79000, 0, id % 64) AS k", "uuid() AS text")
         even = rows.selectExpr("id % 64 AS k", "uuid() AS text")
         for frame, is_skewed in ((keyed, True), (even, False)):
             hashed = frame.repartition("k").selectExpr("max(sha2(text, 512))")
             assert (Kind.SKEW in kinds(hashed.collect)) is is_skewed
     limits = ("windowExec.buffer.in.memory.threshold", "windowExec.buffer.spill.threshold")
-    with _settings(spark, dict.fromkeys(limits, "1000")):
+    with _settings(spark, dict.fromkeys(limits, "15000")):
         ranked = rows.selectExpr("sum(id) OVER (PARTITION BY id % 2) AS s")
         assert Kind.SPILL in kinds(lambda: ranked.selectExpr("max(s)").collect())
 

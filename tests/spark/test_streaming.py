@@ -13,7 +13,7 @@ import pytest
 
 from stagewatch import semconv
 from stagewatch.model import Outcome, Run
-from tests.jobs import Jobs, end_recorders, wait_for, without_us
+from tests.jobs import Jobs, end_recorders, wait_for
 from tests.spark.told import SharedJvm
 
 QUERIES = '''
@@ -273,44 +273,6 @@ def test_the_process_has_no_part_in_it(ran: Ran) -> None:
         calls = {one.name: one.calls for one in history.operations(process.run_id)}
     assert calls.get("pyspark.count") == 2
     assert not {"pyspark.write.parquet", "pandas.to_csv"} & set(calls)
-
-
-EXITS = """
-import sys
-from pyspark.sql import SparkSession
-
-spark = SparkSession.builder.getOrCreate()
-spark.sparkContext.setLogLevel("OFF")
-
-
-def each(frame, number):
-    frame.count()
-    sys.exit(3)
-
-
-rate = spark.readStream.format("rate").option("rowsPerSecond", 10).load()
-query = rate.writeStream.foreachBatch(each).queryName("exits").start()
-try:
-    query.awaitTermination()
-except Exception as error:
-    print(type(error).__name__)
-print(query.isActive, query.exception() is None)
-print(spark.range(3).count())
-spark.stop()
-"""
-
-
-def test_exit_in_the_users_function(spark_jobs: Jobs, shared_jvm: SharedJvm) -> None:
-    """`sys.exit` there ends what it ends without us; the query's run says that it was that."""
-    script = spark_jobs.script(EXITS)
-    plain = without_us(spark_jobs, script, **shared_jvm())
-    done = spark_jobs.run(EXITS, **shared_jvm())
-    assert (done.returncode, done.stdout) == (plain.returncode, plain.stdout), done.stderr
-    runs = {run.pipeline: (run.outcome, run.error_type) for run in spark_jobs.runs(2)}
-    assert runs == {
-        "etl": (Outcome.SUCCESS, None),
-        "etl.exits": (Outcome.FAILURE, "exit_3"),
-    }
 
 
 @pytest.mark.once

@@ -21,7 +21,7 @@ from stagewatch.recording import Add, Recording
 from stagewatch.records import NAME_MASK
 from stagewatch.safety import report
 from stagewatch.tracing import (
-    OpenStage,
+    Stage,
     add_records,
     current_stage,
     detach,
@@ -296,7 +296,7 @@ class Later(Struct):
 
     recording: Recording
     span: Span
-    stage: OpenStage | None
+    stage: Stage | None
     """That it belongs to, which waits for it."""
     end: int
     """Nanoseconds since the epoch."""

@@ -15,7 +15,9 @@ from stagewatch.child_opening import ChildRuns
 from stagewatch.config import Config, Settings
 from stagewatch.exporters.journal import read_frames, segment_path
 from stagewatch.instrumentation.pyspark import events, streams
-from stagewatch.instrumentation.pyspark.streams import Streams, measured
+from stagewatch.instrumentation.pyspark.progress import measured
+from stagewatch.instrumentation.pyspark.streams import Streams
+from stagewatch.model import Outcome
 from stagewatch.opened import Opened
 from stagewatch.records import (
     OperationEnded,
@@ -385,7 +387,7 @@ def test_queries_whose_end_nobody_tells(queries: Queries) -> None:
     inside = queries.streams.enter(ID, 0)
     assert inside is not None
     queries.streams.leave(inside, None)
-    queries.streams.close(streams.Outcome.ERROR, "jvm_gone")
+    queries.streams.close(Outcome.ERROR, "jvm_gone")
     queries.batch(0)
     (exiting,) = queries.records(RunExiting)
     assert (exiting.outcome, exiting.error_type) == ("error", "jvm_gone")

@@ -11,7 +11,8 @@ from msgspec import Struct
 
 from stagewatch.instrumentation._base import Function, Patch
 from stagewatch.instrumentation.pyspark import attaching
-from stagewatch.instrumentation.pyspark.streams import Inside, Streams
+from stagewatch.instrumentation.pyspark.batches import Inside
+from stagewatch.instrumentation.pyspark.streams import Streams
 from stagewatch.safety import guarded
 from stagewatch.stage_calls import drop_first_frame
 

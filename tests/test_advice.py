@@ -13,9 +13,16 @@ from msgspec import structs
 from stagewatch.instrumentation.pyspark import rules_of_plans, rules_of_stages
 from stagewatch.instrumentation.pyspark.advice import MB, Advice, Finished, Kind
 from stagewatch.instrumentation.pyspark.advisor import Advisor, of_action
-from stagewatch.instrumentation.pyspark.events import ExecutionEnded, PlanNode, StageCompleted
+from stagewatch.instrumentation.pyspark.events import (
+    ExecutionEnded,
+    Files,
+    PlanNode,
+    Source,
+    StageCompleted,
+    Table,
+)
 
-DATA = "parquet:file:/data/flights"
+DATA = Files("file:/data/flights")
 
 
 def stage(seconds: float = 60.0, **figures: Any) -> StageCompleted:
@@ -46,7 +53,7 @@ def scan(files: int = 10, size: int = 1000 * MB, **more: Any) -> PlanNode:
 
 def write(files: int, size: int, **metrics: int) -> PlanNode:
     found = {"numFiles": files, "numOutputBytes": size, "numOutputRows": 5, **metrics}
-    return PlanNode("Execute InsertIntoHadoopFsRelationCommand", found, "parquet:file:/out")
+    return PlanNode("Execute InsertIntoHadoopFsRelationCommand", found, Files("file:/out"))
 
 
 def exchange(size: int, *children: PlanNode) -> PlanNode:
@@ -319,7 +326,7 @@ def test_advice_is_given_once() -> None:
 
 def test_no_secrets_in_advice() -> None:
     """Of where data is its URI without credentials and query."""
-    where = "parquet:s3a://key:s3cret@bucket/x?token=s3cret"
+    where = Files("s3a://key:s3cret@bucket/x?token=s3cret")
     many = structs.replace(scan(500, 500 * MB), relation=where)
     (advice,) = of_action(action(stage(), plan=many))
     assert "bucket/x" in advice.evidence
@@ -344,7 +351,8 @@ def plans(values: st.SearchStrategy[int]) -> st.SearchStrategy[PlanNode]:
     def node(children: st.SearchStrategy[list[PlanNode]]) -> st.SearchStrategy[PlanNode]:
         return st.builds(
             PlanNode, st.sampled_from(NAMES), st.dictionaries(st.sampled_from(METRICS), values),
-            st.sampled_from([None, DATA, "source:X", ""]), st.just(["day"]), st.just(0), children,
+            st.sampled_from([None, DATA, Source("X"), Table("")]), st.just(["day"]), st.just(0),
+            children,
         )  # fmt: skip
 
     return st.recursive(

@@ -24,7 +24,7 @@ from stagewatch.instrumentation.pyspark.advice import (
     worst,
 )
 from stagewatch.instrumentation.pyspark.datasets import nodes, uri
-from stagewatch.instrumentation.pyspark.events import PlanNode
+from stagewatch.instrumentation.pyspark.events import PlanNode, Relation, Source
 from stagewatch.measures import size_text
 
 SMALL_FILE: Final = 4 * MB
@@ -195,7 +195,7 @@ def python(action: Finished) -> Advice | None:
 class _Scan(NamedTuple):
     """What is read again is alike in all of this."""
 
-    relation: str
+    relation: Relation | None
     files: int
     size: int
     filters: int
@@ -234,7 +234,7 @@ class Scans:
             return None
         scan = max(found, key=lambda scan: scan.size)
         readers = self._readers[scan]
-        where = uri(scan.relation) or scan.relation.partition(":")[0]
+        where = _named(scan.relation)
         evidence = (
             f"{where}: {size_text(scan.size)} read by {readers.count:,} actions "
             f"({_listed(readers.places)}), {took(readers.repeated)} of task time after the first"
@@ -245,7 +245,7 @@ class Scans:
 
 def _scan(node: PlanNode) -> _Scan:
     files, size = _metric(node, "numFiles"), _metric(node, "filesSize")
-    return _Scan(node.relation or "", files, size, node.partition_filters)
+    return _Scan(node.relation, files, size, node.partition_filters)
 
 
 # --- looking --------------------------------------------------------------------------------------
@@ -293,5 +293,10 @@ def _metric(node: PlanNode, name: str) -> int:
 
 
 def _where(node: PlanNode) -> str:
-    relation = node.relation or ""
-    return uri(relation) or relation.removeprefix("source:") or node.name.partition("(")[0]
+    return _named(node.relation) or node.name.partition("(")[0]
+
+
+def _named(relation: Relation | None) -> str:
+    if relation is None:
+        return ""
+    return relation.name if isinstance(relation, Source) else uri(relation) or ""

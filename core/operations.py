@@ -239,6 +239,7 @@ def end(
     outside, which are the stage's records; None for operations that do neither. *bytes_in*,
     *bytes_out*: as far as they are known.
     """
+    call.base.open = call.outer  # before any call, in which a signal handler may raise
     recording, kind = call.recording, call.kind
     try:
         nanoseconds = _leave(call)
@@ -358,6 +359,7 @@ def end_later(call: Call, error: BaseException | None = None) -> Later | None:
     """`end` of a call whose kind is ``open`` and whose figures come after it has returned: its
     end is in the journal now, its span when they are complete. None: nothing is to come.
     """
+    call.base.open = call.outer
     recording, span = call.recording, call.span
     try:
         nanoseconds = _leave(call)
@@ -406,12 +408,12 @@ def _new_tally(recording: Recording, name: str) -> Add:
 
 def forget(call: Call) -> None:
     """It was no call after all (an iterator that was at its end): it is not counted."""
+    call.base.open = call.outer
     _leave(call)
 
 
 def _leave(call: Call) -> int:
-    """It is no longer under way; its nanoseconds."""
-    call.base.open = call.outer
+    """Neither shown nor current any more; its nanoseconds."""
     nanoseconds = _ticks() - call.start
     if not call.recording.is_over:  # else a forked child: page and call are the parent's
         call.operation[0] = 0

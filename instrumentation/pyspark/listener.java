@@ -5,7 +5,6 @@ import java.util.Arrays;
 import java.util.Collection;
 import java.util.HashMap;
 import java.util.HashSet;
-import java.util.HashSet;
 import java.util.Iterator;
 import java.util.LinkedHashMap;
 import java.util.LinkedHashSet;
@@ -13,6 +12,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Properties;
 import java.util.Set;
+import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.ConcurrentLinkedQueue;
 import java.util.concurrent.atomic.AtomicInteger;
 import java.util.concurrent.atomic.AtomicLong;
@@ -733,15 +733,38 @@ class Relations {
 }
 
 class Reflected {
+  private static final int MOST = 5000;
+  private static final Map methods = new ConcurrentHashMap();
+  private static final Object ABSENT = new Object(); // looked for in vain: that costs most
+
   /** What a method without arguments returns; null if there is none, or it fails. */
   static Object call(Object target, String name) {
     if (target == null) return null;
     try {
-      java.lang.reflect.Method method = target.getClass().getMethod(name, new Class[0]);
-      return method.invoke(target, new Object[0]);
-    } catch (Throwable absent) {
+      Object method = method(target.getClass(), name);
+      return method == ABSENT ? null : ((java.lang.reflect.Method) method).invoke(target, new Object[0]);
+    } catch (Throwable fault) {
       return null;
     }
+  }
+
+  private static Object method(Class type, String name) {
+    Map named = (Map) methods.get(type);
+    if (named == null) {
+      if (methods.size() > MOST) methods.clear();
+      named = new ConcurrentHashMap();
+      methods.put(type, named);
+    }
+    Object method = named.get(name);
+    if (method == null) {
+      try {
+        method = type.getMethod(name, new Class[0]);
+      } catch (Throwable absent) {
+        method = ABSENT;
+      }
+      named.put(name, method);
+    }
+    return method;
   }
 
   static Object option(Object option) {

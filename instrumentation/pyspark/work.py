@@ -54,6 +54,11 @@ class _Stage(Struct, eq=False):
     job: _Job
 
 
+class _Measured(NamedTuple):
+    recording: Recording
+    increments: dict[str, float]
+
+
 class Work:
     """All that is under way in one Spark context."""
 
@@ -66,6 +71,8 @@ class Work:
         self._slots: dict[str, int] = {}
         self._sums: dict[str, dict[str, float]] = {}
         """By stage of the pipeline, over the run."""
+        self._unwritten: dict[tuple[str, str], _Measured] = {}
+        """By run and stage, since it was written last."""
         self._slot_seconds: dict[str, float] = {}
         self._advisor = advisor.Advisor()
         self.is_over = False
@@ -140,6 +147,7 @@ class Work:
     def settle(self, is_idle: bool) -> None:
         """Complete the actions that have all their figures, or will not get them any more;
         *is_idle*: all that was posted has been told."""
+        self._write_measured()  # a stage is not over before it has its own
         now = time.monotonic()
         for action in list(self._actions.values()):
             if action.later is None:
@@ -156,6 +164,7 @@ class Work:
         for action in list(self._actions.values()):
             if action.later is not None:
                 self._finish(action)
+        self._write_measured()
         for stage in self._stages.values():
             stage.span.end()
         for job in self._jobs.values():
@@ -253,17 +262,20 @@ class Work:
         figures.add(action.sums, found)
 
     def _measure(self, current: Recording, stage: str, found: figures.Figures) -> None:
-        if current is not recording.active:  # a streaming query, which has sums of its own
-            values = figures.increments(found)
-            current.sink.append(StageMeasured(current.run.run_id, stage, values))
-            return
-        sums = self._sums.setdefault(stage, {})
-        figures.add(sums, found)
-        values = {
-            **figures.increments(found),
-            **figures.ratios(sums, self._slot_seconds.get(stage, 0)),
-        }
-        current.sink.append(StageMeasured(current.run.run_id, stage, values))
+        key = current.run.run_id, stage
+        measured = self._unwritten.setdefault(key, _Measured(current, {}))
+        figures.add(measured.increments, figures.increments(found))
+        if current is recording.active:  # else a streaming query, which has sums of its own
+            figures.add(self._sums.setdefault(stage, {}), found)
+
+    def _write_measured(self) -> None:
+        """Once for all that came with one drain."""
+        unwritten, self._unwritten = self._unwritten, {}
+        for (run_id, stage), (current, values) in unwritten.items():
+            if current is recording.active:
+                known = self._slot_seconds.get(stage, 0)
+                values |= figures.ratios(self._sums.get(stage, {}), known)
+            current.sink.append(StageMeasured(run_id, stage, values))
 
     def _job_of(self, stage: int) -> _Job | None:
         # Of several jobs that share a stage Spark runs it for the oldest.

@@ -8,7 +8,7 @@ drains the listener.
 from __future__ import annotations
 
 import time
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from msgspec import Struct
 from opentelemetry import trace

@@ -306,6 +306,25 @@ def test_what_is_read_again_and_again() -> None:
     )
 
 
+def test_readers_without_end_take_no_memory_without_end() -> None:
+    """Of the actions that read something those are remembered that are named, and of what is read
+    the newest."""
+    scans = rules_of_plans.Scans()
+    advice = None
+    for line in range(100):
+        advice = scans.again(action(stage(), plan=scan(), call_site=f"cell.py:{line}"))
+    (readers,) = scans._readers.values()
+    assert (readers.count, len(readers.places)) == (100, 4)
+    assert advice is not None
+    assert "cell.py:0, pyspark.collect at cell.py:1, pyspark.collect at cell.py:2, …)" in (
+        advice.evidence
+    )
+    for files in range(1100):
+        scans.again(action(stage(), plan=scan(files)))
+    assert len(scans._readers) == 1000
+    assert max(one.files for one in scans._readers) == 1099
+
+
 def test_what_is_quick_may_be_done_again() -> None:
     """Caching would cost more."""
     advisor = Advisor()

@@ -430,6 +430,31 @@ def test_what_is_measured() -> None:
     assert nothing == {semconv.SPARK_STREAM_BATCH_DURATION.name: 0.0}
 
 
+def test_starts_that_nobody_tells(queries: Queries) -> None:
+    """Of queries that are over, or never were: the triggers of the last are remembered."""
+    for number in range(500):
+        queries.streams.started(f"id{number}", f"run{number}", f"ProcessingTimeTrigger({number})")
+    queries.start("id0", "run0")
+    queries.start("id499", "run499")
+    for query in ("id0", "id499"):
+        queries.feed(events.QueryTerminated(query, f"run{query[2:]}"))
+    intervals = [
+        queries.records(RunExiting, query)[0].attributes.get(semconv.SPARK_QUERY_TRIGGER)
+        for query in range(2)
+    ]
+    assert intervals == [None, 0.499]
+    assert len(queries.streams._triggers) == 99
+
+
+def test_starts_of_queries_without_end(queries: Queries, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How often the last ones have been started is remembered."""
+    monkeypatch.setattr(streams, "_MOST_STARTS", 2)
+    for query in ("a", "b", "a", "c"):
+        queries.start(query)
+        queries.feed(events.QueryTerminated(query, RUN))
+    assert streams._starts == {"a": 2, "c": 1}
+
+
 def test_without_a_run_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process whose run is not recorded has no queries either."""
     monkeypatch.setattr(child_runs, "opener", None)

@@ -13,6 +13,7 @@ from stagewatch import clock, semconv
 from stagewatch.child_runs import open_child_run
 from stagewatch.instrumentation.pyspark import batches, events, progress, queries
 from stagewatch.instrumentation.pyspark.batches import Batch, Inside
+from stagewatch.instrumentation.pyspark.bounded import keep
 from stagewatch.instrumentation.pyspark.queries import Query
 from stagewatch.model import Outcome
 
@@ -21,6 +22,11 @@ _MOST_EVENTS: Final = 1000
 """Of one batch that are remembered."""
 _GRACE: Final = 2.0
 """Seconds: figures of the user's actions in a batch may be told after its progress."""
+
+_MOST_TRIGGERS: Final = 100
+"""Queries that have been started, and whose start may be told."""
+_MOST_STARTS: Final = 10_000
+"""Queries that may be started again."""
 
 _starts: dict[str, int] = {}
 """How often this process has started a query, by its id."""
@@ -55,7 +61,7 @@ class Streams:
             if query is not None and query.run == run:
                 queries.set_trigger(query, trigger)
             else:
-                self._triggers[run] = trigger
+                keep(self._triggers, run, trigger, _MOST_TRIGGERS)
 
     def stopping(self, query_id: str) -> None:
         """The user stops a query."""
@@ -75,7 +81,9 @@ class Streams:
                 if known.run == run:
                     return
                 self._end(known)  # whose end nobody has told
-            attempt = _starts[query_id] = _starts.get(query_id, 0) + 1
+            attempt = _starts.get(query_id, 0) + 1
+            keep(_starts, query_id, attempt, _MOST_STARTS)
+            trigger = self._triggers.pop(run, None)
             about: dict[str, AttributeValue] = {
                 semconv.SPARK_QUERY_ID: query_id,
                 semconv.SPARK_QUERY_RUN_ID: run,
@@ -86,7 +94,6 @@ class Streams:
             if child is None:
                 return
             query = self._queries[query_id] = Query(child, query_id, run, clock.now())
-            trigger = self._triggers.pop(run, None)
             if trigger is not None:
                 queries.set_trigger(query, trigger)
 

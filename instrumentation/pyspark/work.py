@@ -24,6 +24,7 @@ from stagewatch.instrumentation.pyspark import (
     figures,
 )
 from stagewatch.instrumentation.pyspark.action import Action, call_site, figures_of
+from stagewatch.instrumentation.pyspark.bounded import keep
 from stagewatch.instrumentation.pyspark.executions import Executions
 from stagewatch.instrumentation.pyspark.spans import fail, moment, start_of, start_span
 from stagewatch.operations import Later
@@ -305,9 +306,7 @@ class Work:
         if self._actions.pop(action.context, None) is None or action.later is None:
             return
         if action.lingers:
-            self._lingering[action.context] = action
-            while len(self._lingering) > _MOST_ITERATORS:
-                del self._lingering[next(iter(self._lingering))]
+            keep(self._lingering, action.context, action, _MOST_ITERATORS)
         if action.may_fold and not (action.job_count or action.ended):
             action.later.fold()
         else:

@@ -73,17 +73,9 @@ class Stage(Protocol):
     operations: dict[str, Add]
     """Tallies of the operations folded into it."""
 
-    def count(
-        self,
-        in_: int | None,
-        out: int | None,
-        rejected: int = 0,
-        retries: int = 0,
-        bytes_in: int = 0,
-        bytes_out: int = 0,
-        /,
-    ) -> None:
-        """Add what came from or went to the outside; for callers that are guarded themselves."""
+    def count(self, *counts: Any) -> None:
+        """`Counts.add` of what came from or went to the outside; for callers that are guarded
+        themselves."""
 
     def hold(self) -> None:
         """Figures of an operation in it are still coming, perhaps when it is over: its own end is
@@ -198,15 +190,7 @@ class OpenStage:
         except Exception as error:
             report(error)
 
-    def count(
-        self,
-        in_: int | None,
-        out: int | None,
-        rejected: int = 0,
-        retries: int = 0,
-        bytes_in: int = 0,
-        bytes_out: int = 0,
-    ) -> None:
+    def count(self, *counts: Any) -> None:
         """See `Stage.count`."""
         recording = state.here()
         if recording is None:
@@ -215,11 +199,11 @@ class OpenStage:
             recording = self.recording
             with recording.lock:
                 if not self._is_over:
-                    self._counts.add(in_, out, rejected, retries, bytes_in, bytes_out)
+                    self._counts.add(*counts)
                     self._show()
                     return
         tally = recording.folded_stage(self.name)
-        tally.add_counts(in_, out, rejected, retries, bytes_in, bytes_out)
+        tally.add_counts(*counts)
 
     def suspend(self) -> None:
         """No longer current: the generator that is this stage has yielded."""
@@ -410,7 +394,7 @@ class StageElsewhere:
         self.recording = recording
         self.operations = recording.operations_of(name)
 
-    def count(self, *counts: int | None) -> None:
+    def count(self, *counts: Any) -> None:
         """See `Stage.count`."""
         recording = state.here() if self.recording.is_over else self.recording
         if recording is not None:

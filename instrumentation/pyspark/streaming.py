@@ -1,6 +1,6 @@
 """Structured Streaming: where queries start and stop, and where the user's function gets a batch.
 
-What queries and batches become is in `streams`.
+What queries and batches become is in `queries` and `batches`.
 """
 
 from __future__ import annotations

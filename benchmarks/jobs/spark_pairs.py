@@ -4,8 +4,8 @@
 
 Under `opentelemetry-instrument`. Writes JSON to the file ANSWER: the `Figures` of every batch by
 variant (``on``, ``off`` and, as a control, ``again``, which is ``off`` once more), ``own``, CPU
-seconds that our code used in a batch that was on, by place, and ``waited``, seconds that an action's
-thread spent in our code; or ``dropped``, a number of events.
+seconds that our code used in a batch that was on, by place, and ``waited``, seconds of an action
+that its thread spent in our code; or ``dropped``, a number of events.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from stagewatch.instrumentation.pyspark import (
     about,
     actions,
     attaching,
+    compiling,
     contexts,
     work,
 )
@@ -363,8 +364,8 @@ def test_restricted_jvm(
 
         raise Py4JError("org.codehaus.janino.SimpleCompiler is not whitelisted")
 
-    monkeypatch.setattr(attaching, "_compile", refuse)
-    monkeypatch.setattr(attaching, "_compiling", None)
+    monkeypatch.setattr(compiling, "constructor", refuse)
+    monkeypatch.setattr(attaching, "_making", None)
     with _without():
         pass
     before = newest(spark)

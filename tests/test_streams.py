@@ -430,6 +430,20 @@ def test_what_is_measured() -> None:
     assert nothing == {semconv.SPARK_STREAM_BATCH_DURATION.name: 0.0}
 
 
+def test_started_again_at_once(queries: Queries) -> None:
+    """One drain may tell the last batch, the end and the next start: the batch counts."""
+    queries.start()
+    queries.feed(
+        progress(0, 0.1, 7),
+        events.QueryTerminated(ID, RUN),
+        events.QueryStarted(ID, "again", "clicks"),
+    )
+    assert [one.records_in for one in queries.records(StageEnded)] == [7]
+    (exiting,) = queries.records(RunExiting)
+    assert exiting.attributes[semconv.SPARK_QUERY_BATCHES] == 1
+    assert queries.records(RunExiting, 1) == []
+
+
 def test_starts_that_nobody_tells(queries: Queries) -> None:
     """Of queries that are over, or never were: the triggers of the last are remembered."""
     for number in range(500):

@@ -80,7 +80,9 @@ class Streams:
             if known is not None:
                 if known.run == run:
                     return
-                self._end(known)  # whose end nobody has told
+                # Its end may have been told, but is not settled; or nobody tells it.
+                self._finish(known, at_once=True)
+                self._end(known)
             attempt = _starts.get(query_id, 0) + 1
             keep(_starts, query_id, attempt, _MOST_STARTS)
             trigger = self._triggers.pop(run, None)
@@ -137,15 +139,8 @@ class Streams:
     def settle(self, is_idle: bool = False, *, at_once: bool = False) -> None:
         """Finish the batches, and then the queries, that have all their figures; *is_idle*: all
         that was posted has been told; *at_once*: nothing more is told."""
-        now = time.monotonic()
         for query in self._under_way():
-            for batch in list(query.batches.values()):
-                if batch.progress is None:
-                    continue
-                if not batch.is_awaited or at_once or now - batch.told > _GRACE:
-                    with self._lock:
-                        query.batches.pop(batch.number, None)
-                    queries.finish(query, batch, batch.progress)
+            self._finish(query, at_once=at_once)
             if query.terminated is not None and not query.has_progress:
                 self._end(query)
 
@@ -156,8 +151,8 @@ class Streams:
         if outcome is None:
             return
         for query in self._under_way():
-            self._forget(query)
-            queries.close(query, outcome, error_type)
+            if self._forget(query):
+                queries.close(query, outcome, error_type)
 
     # --- whose they are -----------------------------------------------------------------------
 
@@ -197,11 +192,27 @@ class Streams:
             query = self._queries.get(query_id)
             return queries.batch_of(query, number) if query is not None else None
 
-    def _end(self, query: Query) -> None:
-        self._forget(query)
-        queries.end(query)
+    # --- the end: of this thread, or of one in which a query is started again -----------------
 
-    def _forget(self, query: Query) -> None:
+    def _finish(self, query: Query, *, at_once: bool) -> None:
+        now = time.monotonic()
+        for batch in list(query.batches.values()):
+            if batch.progress is None:
+                continue
+            if not batch.is_awaited or at_once or now - batch.told > _GRACE:
+                with self._lock:
+                    is_mine = query.batches.pop(batch.number, None) is not None
+                if is_mine:
+                    queries.finish(query, batch, batch.progress)
+
+    def _end(self, query: Query) -> None:
+        if self._forget(query):
+            queries.end(query)
+
+    def _forget(self, query: Query) -> bool:
+        """Whether it was still known."""
         with self._lock:
-            if self._queries.get(query.id) is query:
+            is_known = self._queries.get(query.id) is query
+            if is_known:
                 del self._queries[query.id]
+            return is_known

@@ -16,7 +16,8 @@ from enum import Enum
 from typing import Final, Protocol
 
 from stagewatch.instrumentation.pyspark import events
-from stagewatch.instrumentation.pyspark.streams import STOPPED, Streams
+from stagewatch.instrumentation.pyspark.queries import STOPPED
+from stagewatch.instrumentation.pyspark.streams import Streams
 from stagewatch.instrumentation.pyspark.work import Work
 from stagewatch.model import Outcome
 from stagewatch.safety import guarded, report

@@ -7,7 +7,6 @@ drains the listener.
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Any, Final, NamedTuple
 
@@ -21,11 +20,11 @@ from stagewatch.instrumentation.pyspark import (
     advice,
     advisor,
     contexts,
-    datasets,
     events,
     figures,
 )
-from stagewatch.instrumentation.pyspark.action import Action
+from stagewatch.instrumentation.pyspark.action import Action, call_site, figures_of
+from stagewatch.instrumentation.pyspark.bounded import keep
 from stagewatch.instrumentation.pyspark.executions import Executions
 from stagewatch.instrumentation.pyspark.spans import fail, moment, start_of, start_span
 from stagewatch.operations import Later
@@ -307,9 +306,7 @@ class Work:
         if self._actions.pop(action.context, None) is None or action.later is None:
             return
         if action.lingers:
-            self._lingering[action.context] = action
-            while len(self._lingering) > _MOST_ITERATORS:
-                del self._lingering[next(iter(self._lingering))]
+            keep(self._lingering, action.context, action, _MOST_ITERATORS)
         if action.may_fold and not (action.job_count or action.ended):
             action.later.fold()
         else:
@@ -318,7 +315,8 @@ class Work:
     def _complete(self, action: Action, later: Later) -> None:
         found: dict[str, Any] = {}
         with guarded:
-            found = self._figures(action)
+            found = figures_of(action)
+            self._use_slots(action)
         later.complete(**found)  # in any case: its stage waits for it
         self._advise(action, later)
         if action.lingers:
@@ -326,25 +324,12 @@ class Work:
             action.ended.clear()
             action.stages.clear()
 
-    def _figures(self, action: Action) -> dict[str, Any]:
-        """What `Later.complete` takes."""
-        seen = datasets.seen(action.ended, int(action.sums.get(semconv.SPARK_OUTPUT_RECORDS, 0)))
-        counted = _count(action, seen)
+    def _use_slots(self, action: Action) -> None:
+        """For as long as it had jobs."""
         if action.stages:
-            wall = action.busy / 1e3
             known = self._slot_seconds.get(action.stage, 0)
-            self._slot_seconds[action.stage] = known + wall * self.slots
+            self._slot_seconds[action.stage] = known + action.busy / 1e3 * self.slots
             self._measure(action.recording, action.stage, {})
-        return {
-            "rows_in": counted.rows_in or 0,
-            "rows_out": action.rows_out or counted.rows_out or 0,
-            "reads": counted.rows_in,
-            "writes": counted.rows_out,
-            "bytes_in": counted.bytes_in,
-            "bytes_out": int(action.sums.get(semconv.SPARK_OUTPUT_BYTES, 0)),
-            "datasets": () if action.peeks else seen.datasets,
-            "attributes": _attributes(action, seen),
-        }
 
     def _advise(self, action: Action, later: Later) -> None:
         current = action.recording
@@ -355,56 +340,9 @@ class Work:
             later.ended.nanoseconds / 1e9,
             action.busy / 1e3,
             self.slots,
-            _call_site(action.span),
+            call_site(action),
             tuple(action.stages),
             tuple(action.ended),
         )
         for one in self._advisor.advise(finished):
             current.sink.append(advisor.noted(one, current.run.run_id, later.end))
-
-
-class _Counted(NamedTuple):
-    rows_in: int | None
-    rows_out: int | None
-    bytes_in: int
-
-
-def _count(action: Action, seen: datasets.Seen) -> _Counted:
-    """What came from and went to the outside. Spark counts as its input also what a range makes up
-    and what it takes out of its own cache: that was read by whoever filled it."""
-    records = int(action.sums.get(semconv.SPARK_INPUT_RECORDS, 0))
-    size = int(action.sums.get(semconv.SPARK_INPUT_BYTES, 0))
-    is_cached = any(stage.cached for stage in action.stages)
-    rows_in, rows_out = seen.rows_in, seen.rows_out
-    if not action.ended:  # RDDs have no plan to tell
-        rows_in = records if size and not is_cached else None
-        rows_out = int(action.sums.get(semconv.SPARK_OUTPUT_RECORDS, 0)) or None
-    elif action.lingers and any(dataset.direction == "in" for dataset in seen.datasets):
-        rows_in = None if is_cached else records  # its execution ended before its jobs began
-    if is_cached:
-        size = sum(dataset.bytes or 0 for dataset in seen.datasets if dataset.direction == "in")
-    return _Counted(None if action.peeks else rows_in, rows_out, size)
-
-
-def _attributes(action: Action, seen: datasets.Seen) -> dict[str, AttributeValue]:
-    found: dict[str, AttributeValue] = {**action.sums}
-    if action.job_count:
-        found[semconv.SPARK_JOBS] = action.job_count
-    if action.ended:
-        last = action.ended[-1]
-        found[semconv.SPARK_EXECUTION_ID] = last.execution
-        if last.fingerprint is not None:
-            found[semconv.SPARK_PLAN_FINGERPRINT] = last.fingerprint
-        if changes := sum(execution.plan_changes for execution in action.ended):
-            found[semconv.SPARK_PLAN_CHANGES] = changes
-    is_write = bool(seen.datasets) and seen.datasets[0].direction == "out"
-    inputs = [dataset.uri for dataset in seen.datasets if dataset.direction == "in"]
-    if is_write and inputs:
-        found[semconv.DATASET_INPUTS] = inputs
-    return found
-
-
-def _call_site(span: Any) -> str:
-    known = getattr(span, "attributes", None) or {}
-    file = str(known.get(semconv.CODE_FILE_PATH, ""))
-    return f"{os.path.basename(file)}:{known.get(semconv.CODE_LINE_NUMBER)}" if file else ""

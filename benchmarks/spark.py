@@ -122,7 +122,8 @@ def _counts(found: dict[str, Any]) -> list[Row]:
             "≤ 1 ms",
             f"{added:+.2f} ms",
             added <= 1.0,
-            f"p25 {low:+.2f} ms; off {walls['off'].median * 1e3:.1f} ms; A/A {control:+.2f} ms",
+            f"in our code {found['waited'] * 1e3:.2f} ms; p25 {low:+.2f} ms; off "
+            f"{walls['off'].median * 1e3:.1f} ms; A/A {control:+.2f} ms",
             {variant: vars(wall) for variant, wall in walls.items()},
         ),
     ]
@@ -132,20 +133,13 @@ def _tasks(found: dict[str, Any]) -> list[Row]:
     """Many events in a short time: the most there is for the listener to do."""
     low = {variant: spread(_of(found, variant, "wall")).low for variant in ("on", "off", "again")}
     ratio, control = low["on"] / low["off"], low["again"] / low["off"]
-    wall, wall_control = _ratios(found, "wall")
     jvm, jvm_control = _ratios(found, "jvm")
     own = found["own"]
     inside = own["listener"] + own["drain in the JVM"] + own["marks in the JVM"]
     cpu = statistics.median(_of(found, "off", "jvm"))
+    beside = f"wall p25 {ratio:.3f}, A/A {control:.3f}; "
     return [
-        Row(
-            "Spark, on / off: 2,000 tiny tasks in one job, wall, p25",
-            "≤ 1.03",
-            f"{ratio:.3f}",
-            ratio <= 1.03,
-            f"off {low['off']:.2f} s; A/A {control:.3f}; pairs {wall}, A/A {wall_control}",
-            {"p25": low, "pairs": vars(wall), "aa": vars(wall_control)},
-        ),
+        _accounted("2,000 tiny tasks in one job", found, "≤ 1.03", beside),
         Row(
             "Spark, on / off: the same, CPU of the driver's JVM",
             "≤ 1.12",
@@ -160,29 +154,33 @@ def _tasks(found: dict[str, Any]) -> list[Row]:
 
 def _start(folder: Path) -> Row:
     answer = folder / "start.json"
-    own: list[float] = []
+    found: list[dict[str, float]] = []
 
     def start(**more: str) -> float:
         job = JOBS / "spark_start.py"
         run(instrumented(SPARK, job, answer), _environment(folder, **more))
-        found = json.loads(answer.read_text())
+        figures: dict[str, float] = json.loads(answer.read_text())
         if not more:
-            own.append(found["own"])
-        return float(found["wall"])
+            found.append(figures)
+        return figures["wall"]
 
     off = partial(start, OTEL_PYTHON_DISABLED_INSTRUMENTATIONS="pyspark")
     walls = interleave({"on": start, "off": off, "again": off}, STARTS, warm_up=1)
-    ours = spread(own)
+    first, *later = found  # which compiled the listener, and which found it compiled
+    own = spread([one["own"] for one in later])
+    beside = spread([one["beside"] for one in later])
 
     def added(variant: str) -> Spread:
         return spread([a - b for a, b in zip(walls[variant], walls["off"], strict=True)])
 
+    most = own.median + beside.median  # where no core is free for what is done beside it
     return Row(
-        "Spark, on − off: start of a session",
+        "Spark, on − off: start of a session, at most",
         "≤ 0.3 s",
-        f"{ours.median:.2f} s",
-        ours.median <= 0.3,
-        f"spent in our code, at most {max(own):.2f} s; pairs {added('on')} s, A/A "
+        f"{most:.2f} s",
+        most <= 0.3,
+        f"its thread waits {own.median:.2f} s for us; CPU beside it {beside.median:.2f} s, "
+        f"{first['beside']:.2f} s the first time on a machine; pairs {added('on')} s, A/A "
         f"{added('again')} s; off {spread(walls['off']).median:.1f} s",
-        {"own_s": own, "walls_s": walls},
+        {"found": found, "walls_s": walls},
     )

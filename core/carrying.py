@@ -17,10 +17,11 @@ from stagewatch.safety import report
 from stagewatch.stage_calls import UNSEEN_FILE, drop_first_frame
 from stagewatch.tracing import (
     STAGE_KEY,
-    OpenStage,
+    Stage,
     StageElsewhere,
     detach,
     innermost,
+    stage_of,
 )
 
 Function = Callable[..., Any]
@@ -31,15 +32,12 @@ class Here(NamedTuple):
     """The stage, and the span, that are current where work is asked for."""
 
     context: otel_context.Context
-    innermost: OpenStage | Recording | None
+    innermost: Stage | Recording | None
 
     @property
-    def stage(self) -> OpenStage | None:
+    def stage(self) -> Stage | None:
         """The stage; None outside of any."""
-        found = self.innermost
-        if not isinstance(found, OpenStage):
-            found = self.context.get(STAGE_KEY)  # type: ignore[assignment]
-        return found if isinstance(found, OpenStage) else None
+        return stage_of(self.innermost, self.context)
 
 
 def here() -> Here | None:

@@ -26,7 +26,7 @@ start here:
   opentelemetry-instrument python etl.py   run your job; nothing in it has to change
   stagewatch run -- ./nightly.sh           or any other command: shell scripts, dbt, spark-submit
   stagewatch report                        its last runs
-  stagewatch show last                     the newest run: span tree, stages, datasets, error
+  stagewatch show last                     the last run: span tree, stages, datasets, error
   stagewatch watch                         what runs now, every second
 
 examples:
@@ -265,13 +265,18 @@ def _show(options: argparse.Namespace) -> int:
         stages = history.stages(run.run_id)
         operations = history.operations(run.run_id)
         datasets = history.datasets(run.run_id)
-        live = reading.lives(history, [run], time.time_ns()).get(run.run_id)
+        child_runs = history.child_runs(run)
+        lives = reading.lives(history, [run, *child_runs], time.time_ns())
         notices = history.notices(run.run_id)
-    now = time.time_ns()
+    known: dict[str, Any] = {
+        "now": time.time_ns(),
+        "live": lives.get(run.run_id),
+        "notices": notices,
+        "child_runs": child_runs,
+        "lives": lives,
+    }
     if options.json:
-        _print_json(
-            show_json(run, spans, stages, operations, datasets, now=now, live=live, notices=notices)
-        )
+        _print_json(show_json(run, spans, stages, operations, datasets, **known))
     else:
         pipeline = here.config.pipelines.get(run.pipeline)
         declared = pipeline.stages if pipeline is not None else ()
@@ -282,9 +287,7 @@ def _show(options: argparse.Namespace) -> int:
                 stages,
                 operations,
                 datasets,
-                now=now,
-                live=live,
-                notices=notices,
+                **known,
                 everything=options.all,
                 declared=declared,
             )

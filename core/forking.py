@@ -25,7 +25,8 @@ def forked(opened: Opened) -> None:
     # Most forked children are about to exec, and never need either.
     opened.journal = opened.journal.of_child(partial(_introduce, opened))
     attach(opened, tracer)
-    if not isinstance(tracing.innermost.get(), tracing.OpenStage):
+    found = tracing.innermost.get()
+    if found is None or isinstance(found, recording.Recording):
         tracing.innermost.set(recording.active)
 
 

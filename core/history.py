@@ -19,11 +19,16 @@ from stagewatch.database import PENDING, ROLES, STATES, WAITING, connect, transa
 from stagewatch.model import Dataset, Live, Notice, Operation, Outcome, Role, Run, Stage
 from stagewatch.records import Attributes, SpanEnded, decode
 
+_NEVER: Final = (1 << 63) - 1
 _RUN_COLUMNS: Final = tuple(Run.__struct_fields__)
 _STAGE_COLUMNS: Final = tuple(Stage.__struct_fields__)
 _OPERATION_COLUMNS: Final = tuple(name for name in Operation.__struct_fields__ if name != "errors")
 _DATASET_COLUMNS: Final = tuple(Dataset.__struct_fields__)
 _KNOWN: Final = "span_id is not null"  # else only children of the run have been seen here
+_MAIN: Final = (  # or its opener's run is not known here
+    "not exists (select 1 from run as opener where opener.run_id = run.parent_run_id "
+    "and opener.span_id is not null)"
+)
 _OVER: Final = (  # nobody writes to it any more; whether it has ended is not always known here
     "(end is not null or not exists (select 1 from journal where journal.run_id = run.run_id "
     "and not closed))"
@@ -76,15 +81,18 @@ class History:
         return [_run(row) for row in rows]
 
     def run(self, prefix: str) -> Run:
-        """The one run whose id begins with *prefix*; ``last`` is the newest.
+        """The one run whose id begins with *prefix*; ``last`` is the newest that is no child run.
 
         Raises LookupError with a line that says what is there instead.
         """
         if prefix == "last":
-            found = self.runs(limit=1)
-            if not found:
+            newest = self.link.execute(
+                f"select {', '.join(_RUN_COLUMNS)} from run where {_KNOWN} and {_MAIN} "
+                "order by start desc limit 1"
+            ).fetchone()
+            if newest is None:
                 raise LookupError("no run yet")
-            return found[0]
+            return _run(newest)
         wanted = prefix.lower()
         rows = self.link.execute(
             f"select {', '.join(_RUN_COLUMNS)} from run where run_id >= ? and run_id < ? "
@@ -98,6 +106,15 @@ class History:
             raise LookupError(f'"{prefix}" is the beginning of several runs: {some} …')
         last = ", ".join(run.run_id[:8] for run in self.runs(limit=3))
         raise LookupError(f'no run "{prefix}"' + (f"; the last ones are {last}" if last else ""))
+
+    def child_runs(self, run: Run) -> list[Run]:
+        """Those that *run* has opened, such as its streaming queries, newest first."""
+        rows = self.link.execute(
+            f"select {', '.join(_RUN_COLUMNS)} from run where parent_run_id = ? "
+            f"and start between ? and ? and {_KNOWN} order by start desc",
+            [run.run_id, run.start, _NEVER if run.end is None else run.end],
+        )
+        return [_run(row) for row in rows]
 
     def active(self) -> list[Run]:
         """Runs under way, oldest first."""

@@ -21,7 +21,7 @@ from stagewatch.recording import Add, Recording
 from stagewatch.records import NAME_MASK
 from stagewatch.safety import report
 from stagewatch.tracing import (
-    OpenStage,
+    Stage,
     add_records,
     current_stage,
     detach,
@@ -239,15 +239,10 @@ def end(
     outside, which are the stage's records; None for operations that do neither. *bytes_in*,
     *bytes_out*: as far as they are known.
     """
-    call.base.open = call.outer
-    nanoseconds = _ticks() - call.start
+    call.base.open = call.outer  # before any call, in which a signal handler may raise
     recording, kind = call.recording, call.kind
     try:
-        if not recording.is_over:  # else a forked child: page and call are the parent's
-            call.operation[0] = 0
-        if call.token is not None:
-            detach(call.token)
-            open_calls.pop(call.span.get_span_context().span_id, None)  # type: ignore[union-attr]
+        nanoseconds = _leave(call)
         if recording.is_over:
             return  # a forked child: the call is the parent's
         if error is None and nanoseconds < recording.threshold and not (kind.io or call.children):
@@ -256,12 +251,9 @@ def end(
         if reads is not None or writes is not None:
             add_records(reads, writes)
         transferred(bytes_in, bytes_out)
-        known: dict[str, AttributeValue] = {semconv.ROWS_IN: rows_in, semconv.ROWS_OUT: rows_out}
-        for dataset in datasets[:1]:
-            known.update(dataset_attributes(dataset))
         wall = _clock() - (_ticks() - call.start)
         span = call.span or _start_span(call, wall)
-        span.set_attributes({**known, **(attributes or {})})
+        span.set_attributes({**_figures(rows_in, rows_out, datasets), **(attributes or {})})
         if error is not None:
             fail_span(span, error, recorded=recording.doing().has_recorded(error, span))
         span.end(wall + nanoseconds)
@@ -296,7 +288,7 @@ class Later(Struct):
 
     recording: Recording
     span: Span
-    stage: OpenStage | None
+    stage: Stage | None
     """That it belongs to, which waits for it."""
     end: int
     """Nanoseconds since the epoch."""
@@ -350,13 +342,8 @@ class Later(Struct):
             return
         try:
             self.count(reads, writes, bytes_in, bytes_out)
-            known: dict[str, AttributeValue] = {
-                semconv.ROWS_IN: rows_in,
-                semconv.ROWS_OUT: rows_out,
-            }
-            for dataset in datasets[:1]:
-                known.update(dataset_attributes(dataset))
-            self.span.set_attributes({**known, **(attributes or {})})
+            found = _figures(rows_in, rows_out, datasets)
+            self.span.set_attributes({**found, **(attributes or {})})
             self.span.end(self.end)
             recording.sink.append(structs.replace(ended, rows_in=rows_in, rows_out=rows_out))
             for dataset in datasets:
@@ -373,17 +360,12 @@ def end_later(call: Call, error: BaseException | None = None) -> Later | None:
     end is in the journal now, its span when they are complete. None: nothing is to come.
     """
     call.base.open = call.outer
-    ticks = _ticks()
     recording, span = call.recording, call.span
     try:
-        if call.token is not None:
-            detach(call.token)
-        if span is not None:
-            open_calls.pop(span.get_span_context().span_id, None)
+        nanoseconds = _leave(call)
         if recording.is_over or span is None:
-            return None  # a forked child: page and call are the parent's
-        call.operation[0] = 0
-        end = _clock() - (_ticks() - ticks)
+            return None  # a forked child: the call is the parent's
+        end = _clock() - (_ticks() - call.start) + nanoseconds
         stage = current_stage()
         outcome, failed_as = verdict(error)
         if error is not None and failed_as is not None:
@@ -391,7 +373,7 @@ def end_later(call: Call, error: BaseException | None = None) -> Later | None:
         span_id = span.get_span_context().span_id.to_bytes(8, "big")
         name = stage.name if stage is not None else ""
         ended = records.OperationEnded(
-            recording.run.run_id, name, call.kind.name, ticks - call.start, 0, 0, failed_as, span_id
+            recording.run.run_id, name, call.kind.name, nanoseconds, 0, 0, failed_as, span_id
         )
         recording.begin(span)
         recording.sink.append(records.SpanLeft(span_id, end, outcome.value, failed_as, ended))
@@ -427,10 +409,19 @@ def _new_tally(recording: Recording, name: str) -> Add:
 def forget(call: Call) -> None:
     """It was no call after all (an iterator that was at its end): it is not counted."""
     call.base.open = call.outer
-    call.operation[0] = 0
-    if call.token is not None and call.span is not None:
+    _leave(call)
+
+
+def _leave(call: Call) -> int:
+    """Neither shown nor current any more; its nanoseconds."""
+    nanoseconds = _ticks() - call.start
+    if not call.recording.is_over:  # else a forked child: page and call are the parent's
+        call.operation[0] = 0
+    if call.token is not None:
         detach(call.token)
+    if call.span is not None:
         open_calls.pop(call.span.get_span_context().span_id, None)
+    return nanoseconds
 
 
 def touch(dataset: Dataset) -> None:
@@ -466,6 +457,13 @@ def child_started(parent: SpanContext | None) -> None:
     call = open_calls.get(parent.span_id) if parent is not None else None
     if call is not None:
         call.children = True
+
+
+def _figures(rows_in: int, rows_out: int, datasets: Sequence[Dataset]) -> dict[str, AttributeValue]:
+    known: dict[str, AttributeValue] = {semconv.ROWS_IN: rows_in, semconv.ROWS_OUT: rows_out}
+    for dataset in datasets[:1]:
+        known.update(dataset_attributes(dataset))
+    return known
 
 
 def dataset_attributes(dataset: Dataset) -> dict[str, AttributeValue]:

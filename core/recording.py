@@ -94,10 +94,10 @@ class Counts:
         self,
         in_: int | None,
         out: int | None,
-        rejected: int,
-        retries: int,
-        bytes_in: int,
-        bytes_out: int,
+        rejected: int = 0,
+        retries: int = 0,
+        bytes_in: int = 0,
+        bytes_out: int = 0,
     ) -> None:
         """Called under the sink's lock."""
         if in_ is not None:

@@ -192,7 +192,14 @@ class SpanStarted(Struct, array_like=True, tag="N", frozen=True, gc=False):
 
 class SpanLeft(Struct, array_like=True, tag="G", frozen=True, gc=False):
     """A span, or a stage, is over, but its figures are still coming: should the process die before
-    they are there, it ended like this."""
+    they are there, it ended like this.
+
+    So with a Spark action, which has returned before the driver's JVM tells of its jobs, and with a
+    stage in which there was one. It is no longer what its process does, and has its end and its
+    outcome whatever becomes of that. Its own records (`SpanEnded`, and `OperationEnded` or
+    `StageEnded`) follow when the figures are there, with the same id and end, and take this one's
+    place.
+    """
 
     span_id: bytes
     end: int

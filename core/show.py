@@ -4,12 +4,12 @@ Pure functions over rows of the history. Keys of ``stagewatch show --json``: ``r
 ``report --json``; of a run under way with ``live``, what it is doing), ``stages``, ``operations``,
 ``datasets``, ``spans`` (all that have ended, by start), ``notices`` (what was said of the run while
 it ran: ``at``, ``name``, ``attributes``), ``advice`` (that among them, by ``kind``, ``evidence``
-and ``remedy``). Keys are only ever added.
+and ``remedy``), ``child_runs`` (as ``run``, newest first). Keys are only ever added.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from msgspec import Struct
@@ -45,12 +45,13 @@ from stagewatch.in_flight import (
     whole_percent,
 )
 from stagewatch.model import Dataset, Doing, Live, Notice, Operation, Outcome, Run, Stage
-from stagewatch.report import run_json
+from stagewatch.report import RunsTable, run_json
 from stagewatch.semconv import RUN_STARTED, STACKTRACE
 from stagewatch.stage_table import error_ratio, stage_table, throughput
 from stagewatch.tree import MOST_SPANS, Span, TreeView, took, tree
 
 _MOST_DATASETS: Final = 40
+_MOST_CHILD_RUNS: Final = 20
 _MOST_NOTICES: Final = 12
 _MOST_STACK_LINES: Final = 20
 _PROGRESS_WIDTH: Final = 20
@@ -68,10 +69,13 @@ def show(
     notices: Sequence[Notice] = (),
     everything: bool = False,
     declared: Collection[str] = (),
+    child_runs: Sequence[Run] = (),
+    lives: Mapping[str, Live] = {},
 ) -> RenderableType:
     """The whole picture of one run; *declared*: names of the stages its pipeline should have.
 
-    *live*: of a run under way, as far as it was seen; *notices*: what was said while it ran.
+    *live*: of a run under way, as far as it was seen; *notices*: what was said while it ran;
+    *lives*: `live` of its child runs, by run id.
     """
     live = live if run.end is None else None
     if live and live.doing is Doing.DEAD:
@@ -97,6 +101,8 @@ def show(
         parts += [Text(), _failures(operations)]
     if datasets:
         parts += [Text(), _datasets(datasets, everything=everything)]
+    if child_runs:
+        parts += [Text(), _child_runs(child_runs, now, lives, everything=everything)]
     if run.error_place or run.error_message:
         parts += [Text(), _error(run)]
     return Group(*parts)
@@ -280,10 +286,18 @@ _DATASETS: Final = (
 
 def _datasets(datasets: Sequence[Dataset], *, everything: bool) -> RenderableType:
     shown = datasets if everything else datasets[:_MOST_DATASETS]
-    table = Rows(_DATASETS, tuple(shown))
-    if len(shown) == len(datasets):
-        return table
-    return Group(table, Text(f"… {len(datasets) - len(shown):,} more", "dim"))
+    return _with_rest(Rows(_DATASETS, tuple(shown)), len(datasets) - len(shown))
+
+
+def _child_runs(
+    runs: Sequence[Run], now: int, lives: Mapping[str, Live], *, everything: bool
+) -> RenderableType:
+    shown = runs if everything else runs[:_MOST_CHILD_RUNS]
+    return _with_rest(RunsTable(tuple(shown), now, lives), len(runs) - len(shown))
+
+
+def _with_rest(table: RenderableType, hidden: int) -> RenderableType:
+    return Group(table, Text(f"… {hidden:,} more", "dim")) if hidden else table
 
 
 def _error(run: Run) -> RenderableType:
@@ -308,6 +322,8 @@ def show_json(
     now: int,
     live: Live | None = None,
     notices: Sequence[Notice] = (),
+    child_runs: Sequence[Run] = (),
+    lives: Mapping[str, Live] = {},
 ) -> dict[str, Any]:
     """Everything known of a run: times ISO 8601 in UTC, durations in seconds, sizes in bytes."""
     return {
@@ -374,4 +390,5 @@ def show_json(
         ],
         "notices": notices_json(notices),
         "advice": advice_json(notices),
+        "child_runs": [run_json(child, now, lives.get(child.run_id)) for child in child_runs],
     }

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -23,7 +23,7 @@ from stagewatch import clock, records, semconv
 from stagewatch import recording as state
 from stagewatch.failures import fail_span, verdict
 from stagewatch.model import Outcome, Pipeline
-from stagewatch.recording import Counts, Recording, Run, thread
+from stagewatch.recording import Add, Counts, Recording, Run, thread
 from stagewatch.records import StageEnded
 from stagewatch.safety import report
 from stagewatch.system import PEAK_UNIT
@@ -35,7 +35,7 @@ _MOST_RECORDS = 1 << 53
 """What page, history and protobuf hold, also in sums."""
 STAGE_KEY = otel_context.create_key("stagewatch-stage")
 """Where the current stage is in an OpenTelemetry context, which pools hand on to their threads."""
-innermost: ContextVar[OpenStage | Recording | None] = ContextVar("stagewatch", default=None)
+innermost: ContextVar[Stage | Recording | None] = ContextVar("stagewatch", default=None)
 """The same, one call away; the recording where no stage is open, None where only the OpenTelemetry
 context knows."""
 _get_current = otel_context.get_current
@@ -63,6 +63,26 @@ def declared_pipeline() -> Pipeline | None:
 
 
 # --- stages -----------------------------------------------------------------------------------
+
+
+class Stage(Protocol):
+    """What operations and records count for: a stage of this process, or one it works for."""
+
+    name: str
+    recording: Recording
+    operations: dict[str, Add]
+    """Tallies of the operations folded into it."""
+
+    def count(self, *counts: Any) -> None:
+        """`Counts.add` of what came from or went to the outside; for callers that are guarded
+        themselves."""
+
+    def hold(self) -> None:
+        """Figures of an operation in it are still coming, perhaps when it is over: its own end is
+        told when they are there. Once per `let_go`, which any thread may call."""
+
+    def let_go(self) -> None:
+        """They are there. Never raises."""
 
 
 class OpenStage:
@@ -105,7 +125,6 @@ class OpenStage:
             calls = recording.calls[name] = recording.calls.get(name, 0) + 1
         self._folded = calls > FULL_SPANS
         self.operations = recording.operations_of(name)
-        """Tallies of the operations folded into this stage."""
         self._start = _clock()
         self._cpu = _cpu_seconds(resource.getrusage(resource.RUSAGE_SELF))
         context = _get_current()
@@ -171,16 +190,8 @@ class OpenStage:
         except Exception as error:
             report(error)
 
-    def count(
-        self,
-        in_: int | None,
-        out: int | None,
-        rejected: int = 0,
-        retries: int = 0,
-        bytes_in: int = 0,
-        bytes_out: int = 0,
-    ) -> None:
-        """What `records` does, and more, for callers that are guarded themselves."""
+    def count(self, *counts: Any) -> None:
+        """See `Stage.count`."""
         recording = state.here()
         if recording is None:
             return
@@ -188,11 +199,11 @@ class OpenStage:
             recording = self.recording
             with recording.lock:
                 if not self._is_over:
-                    self._counts.add(in_, out, rejected, retries, bytes_in, bytes_out)
+                    self._counts.add(*counts)
                     self._show()
                     return
         tally = recording.folded_stage(self.name)
-        tally.add_counts(in_, out, rejected, retries, bytes_in, bytes_out)
+        tally.add_counts(*counts)
 
     def suspend(self) -> None:
         """No longer current: the generator that is this stage has yielded."""
@@ -249,14 +260,13 @@ class OpenStage:
             report(fault)
 
     def hold(self) -> None:
-        """Figures of an operation in it are still coming, perhaps when it is over: its own end is
-        told when they are there. Once per `let_go`, which any thread may call."""
+        """See `Stage.hold`."""
         if not self.recording.is_over:  # else one of before a fork, whose lock nobody may hold
             with self.recording.lock:
                 self._awaited += 1
 
     def let_go(self) -> None:
-        """They are there. Never raises."""
+        """See `Stage.let_go`."""
         if self.recording.is_over:
             return
         try:
@@ -374,19 +384,27 @@ class _NoStage(OpenStage):
 NO_STAGE = _NoStage()
 
 
-class StageElsewhere(OpenStage):
+class StageElsewhere:
     """A stage of another process that this one works for: what is counted counts for its name."""
 
-    __slots__ = ()
+    __slots__ = ("name", "operations", "recording")
 
     def __init__(self, recording: Recording, name: str) -> None:
         self.name = name
         self.recording = recording
         self.operations = recording.operations_of(name)
-        self._is_over = True  # who opened it ends it
-        self._awaited = 0
-        self._left = None
-        self._token = None
+
+    def count(self, *counts: Any) -> None:
+        """See `Stage.count`."""
+        recording = state.here() if self.recording.is_over else self.recording
+        if recording is not None:
+            recording.folded_stage(self.name).add_counts(*counts)
+
+    def hold(self) -> None:
+        """Who opened it ends it."""
+
+    def let_go(self) -> None:
+        """Nobody waits."""
 
 
 def enter(name: str, attributes: Mapping[str, AttributeValue] | None = None) -> OpenStage:
@@ -403,14 +421,19 @@ def enter(name: str, attributes: Mapping[str, AttributeValue] | None = None) -> 
         return NO_STAGE
 
 
-def current_stage() -> OpenStage | None:
+def current_stage() -> Stage | None:
     """The innermost stage of this thread or task, if any."""
-    found: object = innermost.get()
+    found = innermost.get()
     if found is not None and found is state.active:
         return None
-    if not isinstance(found, OpenStage):
-        found = _get_current().get(STAGE_KEY)
-    return found if isinstance(found, OpenStage) else None
+    return stage_of(found, _get_current())
+
+
+def stage_of(found: Stage | Recording | None, context: otel_context.Context) -> Stage | None:
+    """The stage that is current where `innermost` was *found* and *context* was current."""
+    if found is None or isinstance(found, Recording):
+        return context.get(STAGE_KEY)  # type: ignore[return-value]
+    return found
 
 
 def add_records(in_: int | None = None, out: int | None = None, rejected: int = 0) -> None:

@@ -260,6 +260,36 @@ def operation(
     return factory
 
 
+def beside(
+    before: Callable[[Arguments], object] | None = None,
+    after: Callable[[Arguments, Any], object] | None = None,
+) -> Callable[[Function], Function]:
+    """A patch for calls at which something of ours happens, and which are no operations.
+
+    *before* takes the positional arguments; *after* takes them and the result, where the call
+    returns. They may raise: that costs only the telemetry.
+    """
+
+    def factory(wrapped: Function) -> Function:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            if before is not None:
+                with guarded:
+                    before(args)
+            try:
+                result = wrapped(*args, **kwargs)
+            except BaseException as error:
+                drop_first_frame(error)
+                raise
+            if after is not None:
+                with guarded:
+                    after(args, result)
+            return result
+
+        return wrapper
+
+    return factory
+
+
 def argument(args: Arguments, kwargs: Keywords, position: int, name: str) -> Any:
     """What the caller gave for a parameter; None if nothing."""
     return args[position] if len(args) > position else kwargs.get(name)

@@ -263,21 +263,11 @@ def chunk(wrapped: Function) -> Function:
     return wrapper
 
 
-def close(wrapped: Function) -> Function:
-    """Patch for a reader's ``close``, which exhaustion calls too."""
-
-    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with guarded:
-            reading = _readings.pop(self, None)
-            if reading is not None:
-                reading.close()
-        try:
-            return wrapped(self, *args, **kwargs)
-        except BaseException as error:
-            drop_first_frame(error)
-            raise
-
-    return wrapper
+def close(args: Arguments) -> None:
+    """Before a reader's ``close``, which exhaustion calls too."""
+    reading = _readings.pop(args[0], None)
+    if reading is not None:
+        reading.close()
 
 
 def _counted(chunks: GeneratorType[Any, Any, Any], reading: _Reading) -> Any:

@@ -21,6 +21,7 @@ from stagewatch.instrumentation._base import (
     Keywords,
     Patch,
     argument,
+    beside,
     operation,
 )
 from stagewatch.instrumentation._pandas_io import rows_of
@@ -263,10 +264,10 @@ PATCHES = (
     ),
     *(Patch(m, f"{reader}.{method}", io.chunk) for m, reader, method in _IN_CHUNKS),
     *(
-        Patch(m, f"{reader}.close", io.close)
+        Patch(m, f"{reader}.close", beside(io.close))
         for m, reader in dict.fromkeys((m, reader) for m, reader, _ in _IN_CHUNKS)
     ),
-    Patch("pandas.io.stata", "StataReader.__exit__", io.close),  # it has no `close`
+    Patch("pandas.io.stata", "StataReader.__exit__", beside(io.close)),  # it has no `close`
     Patch(_merge, "merge", _folding("merge", _of("left", "right"))),
     Patch(_merge, "merge_asof", _folding("merge_asof", _of("left", "right"))),
     Patch(_merge, "merge_ordered", _folding("merge_ordered", _of("left", "right"))),

@@ -13,7 +13,14 @@ from typing import Any
 
 from stagewatch import carrying
 from stagewatch.carrying import back, carried, go
-from stagewatch.instrumentation._base import UNSEEN, Function, Instrumentor, Patch
+from stagewatch.instrumentation._base import (
+    UNSEEN,
+    Arguments,
+    Function,
+    Instrumentor,
+    Patch,
+    beside,
+)
 from stagewatch.safety import guarded
 from stagewatch.stage_calls import drop_first_frame
 
@@ -21,42 +28,15 @@ _PLACE = "_stagewatch_here"
 """Attribute of a thread or an item of a pool that is yet to run."""
 
 
-def _thread_start(wrapped: Function) -> Function:
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        with guarded:
-            if args:
-                vars(args[0])[_PLACE] = carrying.here()
-        try:
-            return wrapped(*args, **kwargs)
-        except BaseException as error:
-            drop_first_frame(error)
-            raise
-
-    return wrapper
+def _remember(args: Arguments, _: Any = None) -> None:
+    """Where this thread, or item, was asked for."""
+    if args:
+        args[0].__dict__[_PLACE] = carrying.here()
 
 
-def _thread_begins(wrapped: Function) -> Function:
-    """Of the first that a new thread calls, and that has returned when the user's code runs."""
-
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        result = wrapped(*args, **kwargs)
-        with guarded:
-            go(vars(args[0]).pop(_PLACE, None))
-        return result
-
-    return wrapper
-
-
-def _remembers(wrapped: Function) -> Function:
-    """Of the ``__init__`` of what will be run elsewhere."""
-
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        result = wrapped(*args, **kwargs)
-        with guarded:
-            vars(args[0])[_PLACE] = carrying.here()
-        return result
-
-    return wrapper
+def _thread_begins(args: Arguments, _: Any) -> None:
+    """After the first that a new thread calls, and before the user's code runs in it."""
+    go(args[0].__dict__.pop(_PLACE, None))
 
 
 def _runs(wrapped: Function) -> Function:
@@ -80,14 +60,9 @@ def _runs(wrapped: Function) -> Function:
     return wrapper
 
 
-def _item_of_processes(wrapped: Function) -> Function:
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        result = wrapped(*args, **kwargs)
-        with guarded:
-            args[0].fn = _sent(args[0].fn)
-        return result
-
-    return wrapper
+def _send(args: Arguments, _: Any) -> None:
+    """An item whose function goes to a worker process."""
+    args[0].fn = _sent(args[0].fn)
 
 
 def _apply(wrapped: Function) -> Function:
@@ -157,17 +132,18 @@ class ConcurrentInstrumentor(Instrumentor):
 
     def patches(self) -> tuple[Patch, ...]:
         """Internals: what is public stays what users may replace, compare and inspect."""
+        remembers, sends = beside(after=_remember), beside(after=_send)
         loky = ("joblib.externals.loky.process_executor", "loky.process_executor")
         return (
-            Patch("threading", "Thread.start", _thread_start),
-            Patch("threading", "Thread._set_ident", _thread_begins),
-            Patch("concurrent.futures.thread", "_WorkItem.__init__", _remembers),
+            Patch("threading", "Thread.start", beside(_remember)),
+            Patch("threading", "Thread._set_ident", beside(after=_thread_begins)),
+            Patch("concurrent.futures.thread", "_WorkItem.__init__", remembers),
             Patch("concurrent.futures.thread", "_WorkItem.run", _runs),
-            Patch("concurrent.futures.process", "_WorkItem.__init__", _item_of_processes),
+            Patch("concurrent.futures.process", "_WorkItem.__init__", sends),
             Patch("multiprocessing.pool", "Pool.apply_async", _apply),
             Patch("multiprocessing.pool", "Pool._guarded_task_generation", _generate_tasks),
-            *(Patch(module, "_WorkItem.__init__", _item_of_processes) for module in loky),
+            *(Patch(module, "_WorkItem.__init__", sends) for module in loky),
             # joblib hands on the rest of its work from threads of the pool.
-            Patch("joblib.parallel", "BatchCompletionCallBack.__init__", _remembers),
+            Patch("joblib.parallel", "BatchCompletionCallBack.__init__", remembers),
             Patch("joblib.parallel", "BatchCompletionCallBack.__call__", _runs),
         )

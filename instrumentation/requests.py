@@ -25,6 +25,7 @@ from stagewatch.instrumentation._base import (
     Instrumentor,
     Patch,
     argument,
+    beside,
     on_import,
 )
 from stagewatch.records import OperationEnded
@@ -116,24 +117,13 @@ def _drop_frames(error: BaseException) -> None:
         drop_first_frame(error)
 
 
-def _increment(wrapped: Function) -> Function:
+def _tried_again(*_: Any) -> None:
     """`Retry.increment` returns where urllib3 tries again, and raises where it gives up."""
-
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        try:
-            following = wrapped(*args, **kwargs)
-        except BaseException as error:
-            drop_first_frame(error)
-            raise
-        if _under_way.active:
-            with guarded:
-                _under_way.retries += 1
-                retried()
-                if _under_way.span is not None:
-                    _under_way.span.set_attribute(semconv.HTTP_RESEND_COUNT, _under_way.retries)
-        return following
-
-    return wrapper
+    if _under_way.active:
+        _under_way.retries += 1
+        retried()
+        if _under_way.span is not None:
+            _under_way.span.set_attribute(semconv.HTTP_RESEND_COUNT, _under_way.retries)
 
 
 # --- upstream ---------------------------------------------------------------------------------
@@ -210,7 +200,7 @@ class RequestsInstrumentor(Instrumentor):
         on_import("requests", self._start_upstream)
         return (
             Patch("requests", "sessions.Session.send", _send),
-            Patch("requests", "adapters.Retry.increment", _increment),
+            Patch("requests", "adapters.Retry.increment", beside(after=_tried_again)),
         )
 
     def _start_upstream(self, _: ModuleType) -> None:

@@ -13,9 +13,16 @@ from msgspec import structs
 from stagewatch.instrumentation.pyspark import rules_of_plans, rules_of_stages
 from stagewatch.instrumentation.pyspark.advice import MB, Advice, Finished, Kind
 from stagewatch.instrumentation.pyspark.advisor import Advisor, of_action
-from stagewatch.instrumentation.pyspark.events import ExecutionEnded, PlanNode, StageCompleted
+from stagewatch.instrumentation.pyspark.events import (
+    ExecutionEnded,
+    Files,
+    PlanNode,
+    Source,
+    StageCompleted,
+    Table,
+)
 
-DATA = "parquet:file:/data/flights"
+DATA = Files("file:/data/flights")
 
 
 def stage(seconds: float = 60.0, **figures: Any) -> StageCompleted:
@@ -46,7 +53,7 @@ def scan(files: int = 10, size: int = 1000 * MB, **more: Any) -> PlanNode:
 
 def write(files: int, size: int, **metrics: int) -> PlanNode:
     found = {"numFiles": files, "numOutputBytes": size, "numOutputRows": 5, **metrics}
-    return PlanNode("Execute InsertIntoHadoopFsRelationCommand", found, "parquet:file:/out")
+    return PlanNode("Execute InsertIntoHadoopFsRelationCommand", found, Files("file:/out"))
 
 
 def exchange(size: int, *children: PlanNode) -> PlanNode:
@@ -299,6 +306,25 @@ def test_what_is_read_again_and_again() -> None:
     )
 
 
+def test_readers_without_end_take_no_memory_without_end() -> None:
+    """Of the actions that read something those are remembered that are named, and of what is read
+    the newest."""
+    scans = rules_of_plans.Scans()
+    advice = None
+    for line in range(100):
+        advice = scans.again(action(stage(), plan=scan(), call_site=f"cell.py:{line}"))
+    (readers,) = scans._readers.values()
+    assert (readers.count, len(readers.places)) == (100, 4)
+    assert advice is not None
+    assert "cell.py:0, pyspark.collect at cell.py:1, pyspark.collect at cell.py:2, …)" in (
+        advice.evidence
+    )
+    for files in range(1100):
+        scans.again(action(stage(), plan=scan(files)))
+    assert len(scans._readers) == 1000
+    assert max(one.files for one in scans._readers) == 1099
+
+
 def test_what_is_quick_may_be_done_again() -> None:
     """Caching would cost more."""
     advisor = Advisor()
@@ -319,7 +345,7 @@ def test_advice_is_given_once() -> None:
 
 def test_no_secrets_in_advice() -> None:
     """Of where data is its URI without credentials and query."""
-    where = "parquet:s3a://key:s3cret@bucket/x?token=s3cret"
+    where = Files("s3a://key:s3cret@bucket/x?token=s3cret")
     many = structs.replace(scan(500, 500 * MB), relation=where)
     (advice,) = of_action(action(stage(), plan=many))
     assert "bucket/x" in advice.evidence
@@ -344,7 +370,8 @@ def plans(values: st.SearchStrategy[int]) -> st.SearchStrategy[PlanNode]:
     def node(children: st.SearchStrategy[list[PlanNode]]) -> st.SearchStrategy[PlanNode]:
         return st.builds(
             PlanNode, st.sampled_from(NAMES), st.dictionaries(st.sampled_from(METRICS), values),
-            st.sampled_from([None, DATA, "source:X", ""]), st.just(["day"]), st.just(0), children,
+            st.sampled_from([None, DATA, Source("X"), Table("")]), st.just(["day"]), st.just(0),
+            children,
         )  # fmt: skip
 
     return st.recursive(

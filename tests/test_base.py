@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from stagewatch import safety
-from stagewatch.instrumentation._base import Instrumentor, Patch, operation
+from stagewatch.instrumentation._base import Instrumentor, Patch, beside, operation
 from stagewatch.operations import OperationKind
 
 _CORE = '''
@@ -261,6 +261,41 @@ def test_errors_have_no_frame_of_ours(library: str, instrumentor: Any) -> None:
     before = [_failure(*call) for call in calls]
     ours.instrument()
     assert [_failure(getattr(package, call.__name__), *args) for call, *args in calls] == before
+
+
+@pytest.mark.internal_errors
+def test_what_happens_beside_a_call(library: str) -> None:
+    """Before it with its arguments, after it with its result; neither in a traceback, nor in the
+    way when it fails itself."""
+    seen: list[Any] = []
+
+    def before(args: Any) -> None:
+        seen.append(args)
+        _ = args[1]
+
+    def after(args: Any, result: Any) -> None:
+        seen.append((args, result))
+
+    class Ours(Instrumentor):
+        library = "patched_library"
+        requires = ("pytest",)
+
+        def patches(self) -> tuple[Patch, ...]:
+            return tuple(
+                Patch("patched_library.core", name, beside(before, after))
+                for name in ("double", "fail", "fail_frozen")
+            )
+
+    package = importlib.import_module(library)
+    failures = [_failure(call, 1) for call in (package.fail, package.fail_frozen)]
+    ours = Ours()
+    ours.instrument()
+    try:
+        assert package.double(4) == 8
+        assert [_failure(call, 1) for call in (package.fail, package.fail_frozen)] == failures
+    finally:
+        ours.uninstrument()
+    assert seen == [(4,), ((4,), 8), (1,), (1,)]
 
 
 def _failure(function: Any, *args: Any) -> Any:

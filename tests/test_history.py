@@ -107,6 +107,24 @@ def test_runs_are_found_by_pipeline_and_prefix(
     assert history.pipelines() == ["x", "y"]
 
 
+def test_the_last_run_is_no_child(tmp_path: Path, intake: Intake, history: History) -> None:
+    """Runs that another has opened belong to that one, where it is known."""
+
+    def open_run(run: str, start: int, parent: str | None = None) -> str:
+        job = Job(intake, tmp_path, run=run, start=START + start * SECOND)
+        job.open(parent_run_id=parent)
+        return job.run
+
+    main = open_run("a" * 32, 0)
+    queries = [open_run(name * 32, start, main) for name, start in (("c", 1), ("b", 2))]
+    assert history.run("last").run_id == main
+    children = history.child_runs(history.run("last"))
+    assert [run.run_id for run in children] == queries[::-1]
+    assert history.child_runs(children[0]) == []
+    orphan = open_run("d" * 32, 3, "e" * 32)
+    assert history.run("last").run_id == orphan
+
+
 @pytest.mark.parametrize(
     ("prefix", "line"),
     [

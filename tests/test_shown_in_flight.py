@@ -96,6 +96,21 @@ def test_show_of_a_run_in_flight(width: int) -> None:
         assert part in words
 
 
+def test_child_runs_are_shown_under_it() -> None:
+    """The newest first; the JSON has all of them."""
+    queries = [
+        structs.replace(run(number, pipeline=f"flights.q{number}"), parent_run_id=RUN.run_id)
+        for number in range(30, 52)
+    ]
+    shown = picture(120, child_runs=queries)
+    assert "flights.q30 success" in " ".join(shown.split())
+    assert ("flights.q49" in shown, "flights.q50" in shown) == (True, False)
+    assert "… 2 more" in shown
+    assert "flights.q51" in picture(120, child_runs=queries, everything=True)
+    found = show_json(RUN, [], [], [], [], now=NOON, child_runs=queries)["child_runs"]
+    assert [one["pipeline"] for one in found] == [query.pipeline for query in queries]
+
+
 def test_lateness_is_red_and_what_is_likely_yellow() -> None:
     """Late now is a fact; an estimated end past the deadline is a warning."""
     late = printed(show(RUN, [], [], [], [], now=NOON, live=LIVE), 120, colour=True)

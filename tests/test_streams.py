@@ -15,7 +15,9 @@ from stagewatch.child_opening import ChildRuns
 from stagewatch.config import Config, Settings
 from stagewatch.exporters.journal import read_frames, segment_path
 from stagewatch.instrumentation.pyspark import events, streams
-from stagewatch.instrumentation.pyspark.streams import Streams, measured
+from stagewatch.instrumentation.pyspark.progress import measured
+from stagewatch.instrumentation.pyspark.streams import Streams
+from stagewatch.model import Outcome
 from stagewatch.opened import Opened
 from stagewatch.records import (
     OperationEnded,
@@ -385,7 +387,7 @@ def test_queries_whose_end_nobody_tells(queries: Queries) -> None:
     inside = queries.streams.enter(ID, 0)
     assert inside is not None
     queries.streams.leave(inside, None)
-    queries.streams.close(streams.Outcome.ERROR, "jvm_gone")
+    queries.streams.close(Outcome.ERROR, "jvm_gone")
     queries.batch(0)
     (exiting,) = queries.records(RunExiting)
     assert (exiting.outcome, exiting.error_type) == ("error", "jvm_gone")
@@ -426,6 +428,45 @@ def test_what_is_measured() -> None:
     }
     nothing = measured({"eventTime": {"watermark": "1970-01-01T00:00:00.000Z"}}, None, START)
     assert nothing == {semconv.SPARK_STREAM_BATCH_DURATION.name: 0.0}
+
+
+def test_started_again_at_once(queries: Queries) -> None:
+    """One drain may tell the last batch, the end and the next start: the batch counts."""
+    queries.start()
+    queries.feed(
+        progress(0, 0.1, 7),
+        events.QueryTerminated(ID, RUN),
+        events.QueryStarted(ID, "again", "clicks"),
+    )
+    assert [one.records_in for one in queries.records(StageEnded)] == [7]
+    (exiting,) = queries.records(RunExiting)
+    assert exiting.attributes[semconv.SPARK_QUERY_BATCHES] == 1
+    assert queries.records(RunExiting, 1) == []
+
+
+def test_starts_that_nobody_tells(queries: Queries) -> None:
+    """Of queries that are over, or never were: the triggers of the last are remembered."""
+    for number in range(500):
+        queries.streams.started(f"id{number}", f"run{number}", f"ProcessingTimeTrigger({number})")
+    queries.start("id0", "run0")
+    queries.start("id499", "run499")
+    for query in ("id0", "id499"):
+        queries.feed(events.QueryTerminated(query, f"run{query[2:]}"))
+    intervals = [
+        queries.records(RunExiting, query)[0].attributes.get(semconv.SPARK_QUERY_TRIGGER)
+        for query in range(2)
+    ]
+    assert intervals == [None, 0.499]
+    assert len(queries.streams._triggers) == 99
+
+
+def test_starts_of_queries_without_end(queries: Queries, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How often the last ones have been started is remembered."""
+    monkeypatch.setattr(streams, "_MOST_STARTS", 2)
+    for query in ("a", "b", "a", "c"):
+        queries.start(query)
+        queries.feed(events.QueryTerminated(query, RUN))
+    assert streams._starts == {"a": 2, "c": 1}
 
 
 def test_without_a_run_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,9 @@
     python -m benchmarks.jobs.spark_pairs counts|etl|tasks|dropped ROUNDS ANSWER
 
 Under `opentelemetry-instrument`. Writes JSON to the file ANSWER: the `Figures` of every batch by
-variant (``on``, ``off`` and, as a control, ``again``, which is ``off`` once more) and ``own``, CPU
-seconds that our code used in a batch that was on, by place; or ``dropped``, a number of events.
+variant (``on``, ``off`` and, as a control, ``again``, which is ``off`` once more), ``own``, CPU
+seconds that our code used in a batch that was on, by place, and ``waited``, seconds of an action
+that its thread spent in our code; or ``dropped``, a number of events.
 """
 
 from __future__ import annotations
@@ -65,17 +66,19 @@ class Bench:
         self.threads = jvm.java.lang.management.ManagementFactory.getThreadMXBean()
         self.own = dict.fromkeys(("calls", "drain", "listener", "drain in the JVM"), 0.0)
         self.calls = 0
+        self.waited = 0.0
         action: Any = actions._UnderWay
         action.begin = self._timed(action.begin)
         action.end = self._timed(action.end, counts=True)
 
     def _timed(self, function: Callable[..., Any], counts: bool = False) -> Callable[..., Any]:
         def timed(*arguments: Any, **keywords: Any) -> Any:
-            start = time.thread_time()
+            start, wall = time.thread_time(), time.perf_counter()
             try:
                 return function(*arguments, **keywords)
             finally:
                 self.own["calls"] += time.thread_time() - start
+                self.waited += time.perf_counter() - wall
                 self.calls += counts
 
         return timed
@@ -204,12 +207,13 @@ def pairs(bench: Bench, name: str, rounds: int) -> dict[str, Any]:
     for batches in found.values():
         batches.clear()
     bench.own = dict.fromkeys(bench.own, 0.0)
-    bench.calls = 0
+    bench.calls, bench.waited = 0, 0.0
     interleave(variants, rounds, warm_up=0)
     own = {place: seconds / rounds for place, seconds in bench.own.items()}
+    waited = bench.waited / bench.calls
     own["marks in the JVM"] = bench.calls / rounds * bench.marks()
     plain = {variant: [asdict(one) for one in batches] for variant, batches in found.items()}
-    return {**plain, "own": own}
+    return {**plain, "own": own, "waited": waited}
 
 
 def dropped(bench: Bench) -> dict[str, Any]:

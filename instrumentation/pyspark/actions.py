@@ -10,7 +10,7 @@ from collections.abc import Sized
 from typing import Any, Final
 
 from stagewatch import clock, semconv
-from stagewatch.instrumentation._base import Function, Patch
+from stagewatch.instrumentation._base import Arguments, Function, Patch, beside
 from stagewatch.instrumentation.pyspark import attaching, contexts, failures
 from stagewatch.instrumentation.pyspark.action import Action
 from stagewatch.instrumentation.pyspark.in_jvm import Interrupted
@@ -141,51 +141,19 @@ def _rows(result: Any) -> int:
 # --- contexts ---------------------------------------------------------------------------------
 
 
-def _gateway_ready(wrapped: Function) -> Function:
-    """Of what launches the JVM: the listener is compiled while it starts the session."""
-
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        try:
-            result = wrapped(*args, **kwargs)
-        except BaseException as error:
-            drop_first_frame(error)
-            raise
-        with guarded:
-            attaching.compile_for(args[0]._gateway)  # of the class
-        return result
-
-    return wrapper
+def _gateway_ready(args: Arguments, _: Any) -> None:
+    """The JVM is launched: the listener is compiled while it starts the session."""
+    attaching.compile_for(args[0]._gateway)  # of the class
 
 
-def _context_ready(wrapped: Function) -> Function:
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        try:
-            result = wrapped(*args, **kwargs)
-        except BaseException as error:
-            drop_first_frame(error)
-            raise
-        with guarded:
-            attaching.attach(args[0])
-        return result
-
-    return wrapper
+def _context_ready(args: Arguments, _: Any) -> None:
+    attaching.attach(args[0])
 
 
-def _context_over(wrapped: Function) -> Function:
-    """What Spark has posted by then it tells all listeners before it stops."""
-
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        try:
-            result = wrapped(*args, **kwargs)
-        except BaseException as error:
-            drop_first_frame(error)
-            raise
-        with guarded:
-            if args and attaching.is_attached(args[0]):
-                attaching.detach()
-        return result
-
-    return wrapper
+def _context_over(args: Arguments, _: Any) -> None:
+    """What Spark has posted by then it has told all listeners."""
+    if args and attaching.is_attached(args[0]):
+        attaching.detach()
 
 
 # --- the table --------------------------------------------------------------------------------
@@ -292,9 +260,9 @@ def patches(release: tuple[int, int]) -> tuple[Patch, ...]:
     rest = "pyspark.sql.readwriter"
     writer, reader = "DataFrameWriter", "DataFrameReader"
     return (
-        Patch(context, "SparkContext._ensure_initialized", _gateway_ready),
-        Patch(context, "SparkContext._do_init", _context_ready),
-        Patch(context, "SparkContext.stop", _context_over),
+        Patch(context, "SparkContext._ensure_initialized", beside(after=_gateway_ready)),
+        Patch(context, "SparkContext._do_init", beside(after=_context_ready)),
+        Patch(context, "SparkContext.stop", beside(after=_context_over)),
         _action(context, "SparkContext.runJob", "pyspark.runJob"),
         *(_action(frame, f"DataFrame.{name}", f"pyspark.{name}") for name in _FRAME_ACTIONS),
         _action(conversion, "PandasConversionMixin.toPandas", "pyspark.toPandas"),  # of 3.5

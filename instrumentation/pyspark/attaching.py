@@ -1,7 +1,6 @@
-"""The listener in the driver's JVM: compiled there while the session starts, attached to its
-context.
+"""The listener in the driver's JVM: made there while the session starts, attached to its context.
 
-Janino ships with Spark, so no jar has to be on the class path, and no JVM calls back into Python.
+No JVM calls back into Python.
 """
 
 from __future__ import annotations
@@ -10,12 +9,12 @@ import logging
 import os
 import sys
 import threading
-from importlib import resources
 from typing import Any, Final
 
 from msgspec import Struct
 
-from stagewatch.instrumentation.pyspark import about, contexts, draining
+from stagewatch import recording
+from stagewatch.instrumentation.pyspark import about, compiling, contexts, draining
 from stagewatch.instrumentation.pyspark.draining import Fate
 from stagewatch.instrumentation.pyspark.in_jvm import InJvm
 from stagewatch.instrumentation.pyspark.status_store import StatusStore
@@ -46,7 +45,7 @@ class Attached(Struct):
     pid: int
 
 
-class _Compiling(threading.Thread):
+class _Making(threading.Thread):
     """One per JVM."""
 
     def __init__(self, gateway: Any) -> None:
@@ -57,7 +56,9 @@ class _Compiling(threading.Thread):
 
     def run(self) -> None:
         try:
-            self.constructor = _compile(self.gateway)
+            watching = recording.active
+            state = watching.settings.state_dir if watching is not None else None
+            self.constructor = compiling.constructor(self.gateway, state)
         except Exception as fault:
             _logger.warning(
                 "stagewatch cannot put its listener into the driver's JVM (%s): it reads Spark's "
@@ -68,7 +69,7 @@ class _Compiling(threading.Thread):
             self.is_over = True
 
 
-_compiling: _Compiling | None = None
+_making: _Making | None = None
 _wanted: Any = None
 """The context that is listened to, or is going to be if that can be had."""
 current: Attached | None = None
@@ -77,11 +78,11 @@ current: Attached | None = None
 
 def compile_for(gateway: Any) -> None:
     """Begin to make the listener in the JVM behind *gateway*; returns at once."""
-    global _compiling
+    global _making
     with _guard:
-        if gateway is not None and (_compiling is None or _compiling.gateway is not gateway):
-            _compiling = _Compiling(gateway)
-            _compiling.start()
+        if gateway is not None and (_making is None or _making.gateway is not gateway):
+            _making = _Making(gateway)
+            _making.start()
 
 
 def attach(context: Any, patience: float = _PATIENCE) -> None:
@@ -90,15 +91,15 @@ def attach(context: Any, patience: float = _PATIENCE) -> None:
     _wanted = context
     about.describe(context)
     compile_for(context._gateway)
-    compiling = _compiling
-    if compiling is None:
+    making = _making
+    if making is None:
         return
-    compiling.join(patience)
-    if compiling.is_over:
-        _attach(context, compiling)
+    making.join(patience)
+    if making.is_over:
+        _attach(context, making)
     else:
         threading.Thread(
-            target=_attach_later, args=(context, compiling), name="stagewatch-spark", daemon=True
+            target=_attach_later, args=(context, making), name="stagewatch-spark", daemon=True
         ).start()
 
 
@@ -137,13 +138,13 @@ def is_attached(context: Any) -> bool:
 
 
 @guarded
-def _attach_later(context: Any, compiling: _Compiling) -> None:
-    compiling.join()
-    _attach(context, compiling)
+def _attach_later(context: Any, making: _Making) -> None:
+    making.join()
+    _attach(context, making)
 
 
 @guarded
-def _attach(context: Any, compiling: _Compiling) -> None:
+def _attach(context: Any, making: _Making) -> None:
     global current
     with _guard:
         if context is not _wanted or is_attached(context) or context._jsc is None:
@@ -151,7 +152,7 @@ def _attach(context: Any, compiling: _Compiling) -> None:
         if current is not None:
             current.drain.hurry(Fate.OVER)
             current = None
-        listener = _listener(context, compiling.constructor)
+        listener = _listener(context, making.constructor)
         if listener is None:
             return
         work = Work()
@@ -177,16 +178,3 @@ def _listener(context: Any, constructor: Any) -> draining.Teller | None:
     listener = constructor.newInstance(arguments)
     listener.attach(context._jsc.sc(), _QUEUE)
     return InJvm(listener)
-
-
-def _compile(gateway: Any) -> Any:
-    """The constructor of the listener's class. Raises Py4JError where janino or py4j is restricted,
-    or the source does not fit this Spark."""
-    source = resources.files(__package__).joinpath("listener.java").read_text()
-    jvm = gateway.jvm
-    compiler = jvm.org.codehaus.janino.SimpleCompiler()
-    loader = jvm.org.apache.spark.util.Utils.getContextOrSparkClassLoader()
-    compiler.setParentClassLoader(loader)
-    compiler.cook(source)
-    listener = compiler.getClassLoader().loadClass("stagewatch.Listener")
-    return listener.getConstructors()[0]

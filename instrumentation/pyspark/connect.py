@@ -21,6 +21,7 @@ from stagewatch.instrumentation._base import Function, Patch, argument
 from stagewatch.instrumentation._datasets import declared
 from stagewatch.instrumentation.pyspark import attaching, plans
 from stagewatch.instrumentation.pyspark.action import Action
+from stagewatch.instrumentation.pyspark.bounded import keep
 from stagewatch.instrumentation.pyspark.contexts import traceparent
 from stagewatch.model import Dataset
 from stagewatch.operations import Call, OperationKind, announce, begin, end_later, resume, suspend
@@ -44,6 +45,8 @@ _HERE: Final = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 
 _views: WeakKeyDictionary[Any, dict[str, tuple[plans.Source, ...]]] = WeakKeyDictionary()
 """What the temporary views that a client has made read."""
+_MOST_VIEWS: Final = 10_000
+"""Of one client."""
 
 
 @functools.cache
@@ -90,7 +93,9 @@ def _remember(client: Any, plan: Any) -> None:
     name = plans.view(plan)
     if name is not None:
         views = _views.setdefault(client, {})
-        views[name] = views[f"global_temp.{name}"] = plans.reads(plan, views, _is_here(client))
+        found = plans.reads(plan, views, _is_here(client))
+        for known_as in (name, f"global_temp.{name}"):
+            keep(views, known_as, found, _MOST_VIEWS)
 
 
 class _Execution:

@@ -10,7 +10,15 @@ from msgspec import Struct
 
 from stagewatch import redaction
 from stagewatch.instrumentation import _datasets
-from stagewatch.instrumentation.pyspark.events import ExecutionEnded, PlanNode
+from stagewatch.instrumentation.pyspark.events import (
+    ExecutionEnded,
+    Files,
+    Jdbc,
+    PlanNode,
+    Relation,
+    Source,
+    Table,
+)
 from stagewatch.model import Dataset
 
 _ROWS: Final = "numOutputRows"
@@ -25,6 +33,9 @@ _CONTAINER: Final = re.compile(r"(?:abfss?|wasbs?)://([\w$-]+)@")
 """Azure's: what looks like a user is a part of the name."""
 _PROPERTIES: Final = re.compile(r"[:,]")
 _SCANS: Final = ("Scan", "BatchScan")
+
+_Sums = dict[Relation, list[int | None]]
+"""Rows and bytes; None where nobody has counted them."""
 
 
 class Seen(Struct, frozen=True):
@@ -43,13 +54,13 @@ def seen(executions: Iterable[ExecutionEnded], records_out: int = 0) -> Seen:
 
     *records_out*: as the stages counted them, for a write whose plan does not (JDBC).
     """
-    read: dict[str, list[int | None]] = {}
-    written: dict[str, list[int | None]] = {}
+    read: _Sums = {}
+    written: _Sums = {}
     for execution in executions:
-        for name in execution.inputs:
-            read.setdefault(name, [None, None])
-        for name in execution.outputs:
-            written.setdefault(name, [None, None])
+        for relation in execution.inputs:
+            read.setdefault(relation, [None, None])
+        for relation in execution.outputs:
+            written.setdefault(relation, [None, None])
         if execution.plan is not None:
             for node in nodes(execution.plan):
                 if node.relation is None:
@@ -75,21 +86,20 @@ def nodes(plan: PlanNode) -> Iterator[PlanNode]:
         waiting.extend(reversed(node.children))
 
 
-def uri(relation: str) -> str | None:
-    """URI without secrets of a relation as ``listener.java`` names it: ``parquet:file:/x`` is
-    ``file:///x``, ``table:spark_catalog.default.t`` is ``spark_catalog.default.t``, a JDBC table
-    ``postgresql://host/db/table``. None where only its class is known."""
-    kind, _, rest = relation.partition(":")
-    if kind == "source" or not rest:
-        return None
-    if kind == "table":
-        return named(rest)
-    if kind == "jdbc":
-        url, _, table = rest.rpartition("#")
-        where = _database(url.removeprefix("jdbc:").partition(";")[0])
-        name = table.strip() if _NAME.match(table.strip()) else ""
-        return f"{where.rstrip('/')}/{name}" if name else where
-    return _located(_FILE.sub("file:///", rest, count=1))
+def uri(relation: Relation) -> str | None:
+    """URI without secrets: of files ``file:///x``, of a table ``spark_catalog.default.t``, of one
+    in a database ``postgresql://host/db/table``. None where only its class is known."""
+    match relation:
+        case Table(name):
+            return named(name) or None
+        case Files(path):
+            return _located(_FILE.sub("file:///", path, count=1)) or None
+        case Jdbc(url, table):
+            where = _database(url.removeprefix("jdbc:").partition(";")[0])
+            name = table.strip() if _NAME.match(table.strip()) else ""
+            return f"{where.rstrip('/')}/{name}" if name else where
+        case Source():
+            return None
 
 
 def named(table: str) -> str:
@@ -116,30 +126,24 @@ def _database(url: str) -> str:
     return f"{scheme}://{host}/{database}"
 
 
-def _name_tables(written: dict[str, list[int | None]]) -> None:
+def _name_tables(written: _Sums) -> None:
     """A table that is created is named by one execution, its files by the one that fills it."""
-    tables = [name for name in written if _is_table(name)]
-    files = [name for name in written if not _is_table(name)]
+    tables = [one for one in written if isinstance(one, Table)]
+    files = [one for one in written if not isinstance(one, Table)]
     if len(tables) == len(files) == 1 and written[tables[0]][0] is None:
         written[tables[0]] = written.pop(files[0])
 
 
-def _is_table(relation: str) -> bool:
-    return relation.startswith("table:")
-
-
-def _add(
-    sums: dict[str, list[int | None]], name: str, rows: int, size: str, node: PlanNode
-) -> None:
-    found = sums.setdefault(name, [None, None])
+def _add(sums: _Sums, relation: Relation, rows: int, size: str, node: PlanNode) -> None:
+    found = sums.setdefault(relation, [None, None])
     found[0] = (found[0] or 0) + rows
     if size in node.metrics:
         found[1] = (found[1] or 0) + node.metrics[size]
 
 
-def _datasets_of(sums: dict[str, list[int | None]], direction: str) -> Iterator[Dataset]:
-    for name, (rows, size) in sums.items():
-        where = uri(name)
+def _datasets_of(sums: _Sums, direction: str) -> Iterator[Dataset]:
+    for relation, (rows, size) in sums.items():
+        where = uri(relation)
         if where is not None:
             yield Dataset(
                 uri=where,
@@ -150,6 +154,6 @@ def _datasets_of(sums: dict[str, list[int | None]], direction: str) -> Iterator[
             )
 
 
-def _sum(sums: dict[str, list[int | None]]) -> int | None:
+def _sum(sums: _Sums) -> int | None:
     known = [rows for rows, _ in sums.values() if rows is not None]
     return sum(known) if known else None

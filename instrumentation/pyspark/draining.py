@@ -1,6 +1,6 @@
 """The thread that takes events out of the driver's JVM.
 
-It sleeps between drains, so that a busy Spark costs ten calls a second, and ends with its context.
+It sleeps between drains, so that a busy Spark costs five calls a second, and ends with its context.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from enum import Enum
 from typing import Final, Protocol
 
 from stagewatch.instrumentation.pyspark import events
-from stagewatch.instrumentation.pyspark.streams import STOPPED, Streams
+from stagewatch.instrumentation.pyspark.queries import STOPPED
+from stagewatch.instrumentation.pyspark.streams import Streams
 from stagewatch.instrumentation.pyspark.work import Work
 from stagewatch.model import Outcome
 from stagewatch.safety import guarded, report
@@ -25,7 +26,7 @@ _MOST: Final = 2000
 """Events of one drain."""
 _WAIT: Final = 1000
 """Milliseconds that a drain waits for the first one, in the JVM: it holds no lock of Python's."""
-_PAUSE: Final = 0.1
+_PAUSE: Final = 0.2
 _EXIT_PATIENCE: Final = 2.0
 """Seconds that the end of the program waits for what Spark has posted by then: milliseconds,
 mostly."""

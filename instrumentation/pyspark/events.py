@@ -89,6 +89,31 @@ class StageCompleted(Struct, tag_field="type", tag="stage_completed", frozen=Tru
     read_max: int = 0
 
 
+class Table(Struct, tag_field="type", tag="table", frozen=True):
+    name: str
+    """In full: ``spark_catalog.default.t``; of some catalogs a path: ``delta.`s3a://x` ``."""
+
+
+class Files(Struct, tag_field="type", tag="files", frozen=True):
+    path: str
+    """Of several the first."""
+
+
+class Jdbc(Struct, tag_field="type", tag="jdbc", frozen=True):
+    url: str
+    table: str = ""
+    """Or a query."""
+
+
+class Source(Struct, tag_field="type", tag="source", frozen=True):
+    name: str
+    """Of its class: nothing else is known of it."""
+
+
+Relation = Table | Files | Jdbc | Source
+"""What a plan reads or writes; may hold secrets still."""
+
+
 class PlanNode(Struct, frozen=True):
     """An operator of a plan that was executed, with those of Spark's SQL metrics that are not 0."""
 
@@ -96,8 +121,8 @@ class PlanNode(Struct, frozen=True):
     """``nodeName``, such as ``SortMergeJoin`` or ``Scan parquet``."""
     metrics: dict[str, int] = {}
     """By Spark's own short names: ``numOutputRows``, ``spillSize``, ``dataSize``."""
-    relation: str | None = None
-    """Of scans and writes: what is read or written, as in `ExecutionEnded.inputs`."""
+    relation: Relation | None = None
+    """Of scans and writes: what is read or written."""
     partitioned_by: list[str] = []
     """Of scans of files: partition columns."""
     partition_filters: int = 0
@@ -117,9 +142,8 @@ class ExecutionEnded(Struct, tag_field="type", tag="execution_ended", frozen=Tru
     at: int
     error: str | None = None
     """Class of the JVM's exception."""
-    inputs: list[str] = []
-    """``parquet:file:/data/x``, ``table:spark_catalog.default.t``; may hold secrets still."""
-    outputs: list[str] = []
+    inputs: list[Relation] = []
+    outputs: list[Relation] = []
     fingerprint: str | None = None
     plan_changes: int = 0
     """How often adaptive execution changed the plan."""

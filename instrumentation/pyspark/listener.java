@@ -5,7 +5,6 @@ import java.util.Arrays;
 import java.util.Collection;
 import java.util.HashMap;
 import java.util.HashSet;
-import java.util.HashSet;
 import java.util.Iterator;
 import java.util.LinkedHashMap;
 import java.util.LinkedHashSet;
@@ -13,6 +12,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Properties;
 import java.util.Set;
+import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.ConcurrentLinkedQueue;
 import java.util.concurrent.atomic.AtomicInteger;
 import java.util.concurrent.atomic.AtomicLong;
@@ -172,7 +172,7 @@ public class Listener extends SparkListener {
     ArrayList stages = new ArrayList();
     scala.collection.Iterator infos = event.stageInfos().iterator();
     while (infos.hasNext()) stages.add(new Long(((StageInfo) infos.next()).stageId()));
-    json.numbers("stages", stages);
+    json.raws("stages", stages);
     Properties properties = event.properties();
     if (properties != null) {
       json.add("context", contextOf(properties));
@@ -494,8 +494,8 @@ class Plan {
   void add(Object execution, boolean planned) {
     if (execution == null) return;
     logical(Reflected.call(execution, "analyzed"), 0);
-    json.texts("inputs", inputs);
-    json.texts("outputs", outputs);
+    json.raws("inputs", inputs);
+    json.raws("outputs", outputs);
     json.add("fingerprint", Long.toHexString(fingerprint));
     if (!planned) return;
     seen = 0;
@@ -545,7 +545,7 @@ class Plan {
     json.add("name", String.valueOf(Reflected.call(plan, "nodeName")).split("\\(")[0].trim());
     boolean ran = metrics(Reflected.call(plan, "metrics"));
     String relation = ran || inCache == 0 ? Relations.ofOperator(plan, kind) : null;
-    if (relation != null) json.add("relation", relation);
+    if (relation != null) json.raw("relation", relation);
     if (kind.equals("FileSourceScanExec")) {
       Object schema = Reflected.call(Reflected.call(plan, "relation"), "partitionSchema");
       Object names = Reflected.call(schema, "fieldNames");
@@ -624,7 +624,7 @@ class Growth {
   }
 }
 
-/** Names of what plans read and write. */
+/** What plans read and write, each a JSON object: `Relation` of events.py. */
 class Relations {
   static String read(Object plan, String name) {
     if (name.equals("LogicalRelation")) {
@@ -639,7 +639,7 @@ class Relations {
   static String written(Object plan, String name) {
     if (name.equals("InsertIntoHadoopFsRelationCommand")) {
       Object table = Reflected.option(Reflected.call(plan, "catalogTable"));
-      return table != null ? table(table) : path(Reflected.call(plan, "fileFormat"), Reflected.call(plan, "outputPath"));
+      return table != null ? table(table) : relation("files", "path", Reflected.call(plan, "outputPath"));
     }
     if (name.equals("InsertIntoHiveTable")) return table(Reflected.call(plan, "table"));
     if (name.startsWith("CreateDataSourceTableAsSelect") || name.startsWith("CreateHiveTableAsSelect")) {
@@ -648,8 +648,7 @@ class Relations {
     }
     if (name.equals("SaveIntoDataSourceCommand")) return saved(Reflected.call(plan, "dataSource"), Reflected.call(plan, "options"));
     if (name.equals("CreateTableAsSelect") || name.equals("ReplaceTableAsSelect")) {
-      Object target = Reflected.call(plan, "tableName");
-      return target == null ? null : "table:" + target;
+      return relation("table", "name", Reflected.call(plan, "tableName"));
     }
     if (isV2Write(name)) {
       Object target = Reflected.call(plan, "table");
@@ -666,7 +665,7 @@ class Relations {
   static String ofOperator(Object plan, String kind) {
     if (kind.equals("FileSourceScanExec")) {
       Object table = Reflected.option(Reflected.call(plan, "tableIdentifier"));
-      return table != null ? "table:" + Reflected.call(table, "unquotedString") : base(Reflected.call(plan, "relation"));
+      return table != null ? relation("table", "name", Reflected.call(table, "unquotedString")) : base(Reflected.call(plan, "relation"));
     }
     if (kind.equals("RowDataSourceScanExec")) return base(Reflected.call(plan, "relation"));
     if (kind.equals("BatchScanExec")) return v2(Reflected.call(plan, "table"), null);
@@ -679,8 +678,7 @@ class Relations {
   }
 
   private static String table(Object table) {
-    Object name = Reflected.call(table, "identifier");
-    return name == null ? null : "table:" + Reflected.call(name, "unquotedString");
+    return relation("table", "name", Reflected.call(Reflected.call(table, "identifier"), "unquotedString"));
   }
 
   private static String base(Object relation) {
@@ -689,15 +687,25 @@ class Relations {
     if (location != null) {
       ArrayList roots = new ArrayList();
       Reflected.into(Reflected.call(location, "rootPaths"), roots);
-      return roots.isEmpty() ? null : path(Reflected.call(relation, "fileFormat"), roots.get(0));
+      return roots.isEmpty() ? null : relation("files", "path", roots.get(0));
     }
     Object options = Reflected.call(relation, "jdbcOptions");
-    if (options != null) return "jdbc:" + Reflected.call(options, "url") + "#" + Reflected.call(options, "tableOrQuery");
-    return "source:" + relation.getClass().getSimpleName();
+    if (options != null) return jdbc(Reflected.call(options, "url"), Reflected.call(options, "tableOrQuery"));
+    return relation("source", "name", relation.getClass().getSimpleName());
   }
 
-  private static String path(Object format, Object path) {
-    return String.valueOf(format).toLowerCase() + ":" + path;
+  private static String relation(String type, String field, Object value) {
+    if (value == null) return null;
+    Json json = new Json(type);
+    json.add(field, value.toString());
+    return json.end();
+  }
+
+  private static String jdbc(Object url, Object table) {
+    Json json = new Json("jdbc");
+    json.add("url", String.valueOf(url));
+    if (table != null) json.add("table", table.toString());
+    return json.end();
   }
 
   private static String v2(Object table, Object name) {
@@ -706,9 +714,9 @@ class Relations {
       if (table.getClass().getName().contains(".noop.")) return null; // writes nothing anywhere
       ArrayList paths = new ArrayList();
       Reflected.into(Reflected.call(table, "paths"), paths);
-      if (!paths.isEmpty()) return path(Reflected.call(table, "formatName"), paths.get(0));
+      if (!paths.isEmpty()) return relation("files", "path", paths.get(0));
     }
-    return found == null ? null : "table:" + found;
+    return relation("table", "name", found);
   }
 
   private static String saved(Object source, Object options) {
@@ -716,24 +724,47 @@ class Relations {
       scala.collection.Map given = (scala.collection.Map) options;
       Object url = Reflected.option(given.get("url"));
       Object table = Reflected.option(given.get("dbtable"));
-      if (url != null) return "jdbc:" + url + "#" + table;
+      if (url != null) return jdbc(url, table);
       Object path = Reflected.option(given.get("path"));
-      if (path != null) return path(Reflected.call(source, "shortName"), path);
+      if (path != null) return relation("files", "path", path);
     }
-    return source == null ? null : "source:" + source.getClass().getSimpleName();
+    return source == null ? null : relation("source", "name", source.getClass().getSimpleName());
   }
 }
 
 class Reflected {
+  private static final int MOST = 5000;
+  private static final Map methods = new ConcurrentHashMap();
+  private static final Object ABSENT = new Object(); // looked for in vain: that costs most
+
   /** What a method without arguments returns; null if there is none, or it fails. */
   static Object call(Object target, String name) {
     if (target == null) return null;
     try {
-      java.lang.reflect.Method method = target.getClass().getMethod(name, new Class[0]);
-      return method.invoke(target, new Object[0]);
-    } catch (Throwable absent) {
+      Object method = method(target.getClass(), name);
+      return method == ABSENT ? null : ((java.lang.reflect.Method) method).invoke(target, new Object[0]);
+    } catch (Throwable fault) {
       return null;
     }
+  }
+
+  private static Object method(Class type, String name) {
+    Map named = (Map) methods.get(type);
+    if (named == null) {
+      if (methods.size() > MOST) methods.clear();
+      named = new ConcurrentHashMap();
+      methods.put(type, named);
+    }
+    Object method = named.get(name);
+    if (method == null) {
+      try {
+        method = type.getMethod(name, new Class[0]);
+      } catch (Throwable absent) {
+        method = ABSENT;
+      }
+      named.put(name, method);
+    }
+    return method;
   }
 
   static Object option(Object option) {
@@ -805,7 +836,8 @@ class Json {
     endList();
   }
 
-  void numbers(String name, List values) {
+  /** Numbers, or objects that are JSON already. */
+  void raws(String name, Collection values) {
     name(name);
     text.append(values.toString());
   }

@@ -23,8 +23,9 @@ from stagewatch.instrumentation.pyspark.advice import (
     took,
     worst,
 )
+from stagewatch.instrumentation.pyspark.bounded import keep
 from stagewatch.instrumentation.pyspark.datasets import nodes, uri
-from stagewatch.instrumentation.pyspark.events import PlanNode
+from stagewatch.instrumentation.pyspark.events import PlanNode, Relation, Source
 from stagewatch.measures import size_text
 
 SMALL_FILE: Final = 4 * MB
@@ -46,6 +47,8 @@ REPEATED_SECONDS: Final = 10.0
 REPEATS: Final = 3
 """Twice may be a check before a write; from the third time on it is a habit."""
 _MOST_SCANS: Final = 1000
+_MOST_NAMED: Final = 3
+"""Of several that are alike."""
 
 
 def small_files_read(action: Finished) -> Advice | None:
@@ -195,7 +198,7 @@ def python(action: Finished) -> Advice | None:
 class _Scan(NamedTuple):
     """What is read again is alike in all of this."""
 
-    relation: str
+    relation: Relation | None
     files: int
     size: int
     filters: int
@@ -207,7 +210,7 @@ class _Readers(Struct):
     repeated: int = 0
     """Task time of all but the first, ms."""
     places: dict[str, None] = {}
-    """Of the actions."""
+    """Of the actions; those that are named, and one more."""
 
 
 class Scans:
@@ -220,21 +223,20 @@ class Scans:
         """The same data has been read, and what follows worked out, by several actions. Of several
         scans the largest is named."""
         running = sum(stage.run_time for stage in action.stages)
-        found: list[_Scan] = []
+        found: dict[_Scan, _Readers] = {}
         for scan in dict.fromkeys(map(_scan, _scans(action))):
-            readers = self._readers.setdefault(scan, _Readers())
+            readers = self._readers.get(scan) or _Readers()
+            keep(self._readers, scan, readers, _MOST_SCANS)
             readers.repeated += running if readers.count else 0
             readers.count += 1
-            readers.places[action.place] = None
+            if len(readers.places) <= _MOST_NAMED:
+                readers.places[action.place] = None
             if readers.count >= REPEATS and readers.repeated >= REPEATED_SECONDS * 1e3:
-                found.append(scan)
-        while len(self._readers) > _MOST_SCANS:
-            del self._readers[next(iter(self._readers))]
+                found[scan] = readers
         if not found:
             return None
-        scan = max(found, key=lambda scan: scan.size)
-        readers = self._readers[scan]
-        where = uri(scan.relation) or scan.relation.partition(":")[0]
+        scan, readers = max(found.items(), key=lambda one: one[0].size)
+        where = _named(scan.relation)
         evidence = (
             f"{where}: {size_text(scan.size)} read by {readers.count:,} actions "
             f"({_listed(readers.places)}), {took(readers.repeated)} of task time after the first"
@@ -245,7 +247,7 @@ class Scans:
 
 def _scan(node: PlanNode) -> _Scan:
     files, size = _metric(node, "numFiles"), _metric(node, "filesSize")
-    return _Scan(node.relation or "", files, size, node.partition_filters)
+    return _Scan(node.relation, files, size, node.partition_filters)
 
 
 # --- looking --------------------------------------------------------------------------------------
@@ -283,9 +285,9 @@ def _shuffled(side: PlanNode) -> int:
 
 
 def _listed(names: Iterable[str]) -> str:
-    """The first three."""
+    """The first of them."""
     found = list(dict.fromkeys(names))
-    return ", ".join(found[:3]) + (", …" if len(found) > 3 else "")
+    return ", ".join(found[:_MOST_NAMED]) + (", …" if len(found) > _MOST_NAMED else "")
 
 
 def _metric(node: PlanNode, name: str) -> int:
@@ -293,5 +295,10 @@ def _metric(node: PlanNode, name: str) -> int:
 
 
 def _where(node: PlanNode) -> str:
-    relation = node.relation or ""
-    return uri(relation) or relation.removeprefix("source:") or node.name.partition("(")[0]
+    return _named(node.relation) or node.name.partition("(")[0]
+
+
+def _named(relation: Relation | None) -> str:
+    if relation is None:
+        return ""
+    return relation.name if isinstance(relation, Source) else uri(relation) or ""

@@ -1,6 +1,6 @@
 """Structured Streaming: where queries start and stop, and where the user's function gets a batch.
 
-What queries and batches become is in `streams`.
+What queries and batches become is in `queries` and `batches`.
 """
 
 from __future__ import annotations
@@ -9,46 +9,31 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from stagewatch.instrumentation._base import Function, Patch
+from stagewatch.instrumentation._base import Arguments, Function, Patch, beside
 from stagewatch.instrumentation.pyspark import attaching
-from stagewatch.instrumentation.pyspark.streams import Inside, Streams
+from stagewatch.instrumentation.pyspark.batches import Inside
+from stagewatch.instrumentation.pyspark.streams import Streams
 from stagewatch.safety import guarded
 from stagewatch.stage_calls import drop_first_frame
 
 
-def _starts_query(wrapped: Function) -> Function:
-    """Of what starts a query: only here its trigger is to be had."""
-
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        streams = _here()
-        try:
-            query = wrapped(*args, **kwargs)
-        except BaseException as error:
-            drop_first_frame(error)
-            raise
-        with guarded:
-            if streams is not None:
-                jvm = query._jsq
-                run = jvm.runId().toString()
-                trigger = jvm.streamingQuery().trigger().toString()
-                streams.started(jvm.id().toString(), run, trigger)
-        return query
-
-    return wrapper
+def _starting(_: Arguments) -> None:
+    """A query: a context that was there before us is listened to from now on."""
+    _here()
 
 
-def _stops_query(wrapped: Function) -> Function:
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        with guarded:
-            if (streams := _here()) is not None:
-                streams.stopping(args[0]._jsq.id().toString())
-        try:
-            return wrapped(*args, **kwargs)
-        except BaseException as error:
-            drop_first_frame(error)
-            raise
+def _started(_: Arguments, query: Any) -> None:
+    """Only here its trigger is to be had."""
+    if (streams := _here()) is not None:
+        jvm = query._jsq
+        run = jvm.runId().toString()
+        trigger = jvm.streamingQuery().trigger().toString()
+        streams.started(jvm.id().toString(), run, trigger)
 
-    return wrapper
+
+def _stopping(args: Arguments) -> None:
+    if (streams := _here()) is not None:
+        streams.stopping(args[0]._jsq.id().toString())
 
 
 def _runs_batch(wrapped: Function) -> Function:
@@ -101,9 +86,11 @@ def _here() -> Streams | None:
     return None
 
 
+_starts = beside(_starting, _started)
+
 PATCHES: Final = (
-    Patch("pyspark.sql.streaming.readwriter", "DataStreamWriter.start", _starts_query),
-    Patch("pyspark.sql.streaming.readwriter", "DataStreamWriter.toTable", _starts_query),
-    Patch("pyspark.sql.streaming.query", "StreamingQuery.stop", _stops_query),
+    Patch("pyspark.sql.streaming.readwriter", "DataStreamWriter.start", _starts),
+    Patch("pyspark.sql.streaming.readwriter", "DataStreamWriter.toTable", _starts),
+    Patch("pyspark.sql.streaming.query", "StreamingQuery.stop", beside(_stopping)),
     Patch("pyspark.sql.utils", "ForeachBatchFunction.call", _runs_batch),
 )

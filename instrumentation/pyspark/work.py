@@ -7,7 +7,6 @@ drains the listener.
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Any, Final, NamedTuple
 
@@ -21,11 +20,11 @@ from stagewatch.instrumentation.pyspark import (
     advice,
     advisor,
     contexts,
-    datasets,
     events,
     figures,
 )
-from stagewatch.instrumentation.pyspark.action import Action
+from stagewatch.instrumentation.pyspark.action import Action, call_site, figures_of
+from stagewatch.instrumentation.pyspark.bounded import keep
 from stagewatch.instrumentation.pyspark.executions import Executions
 from stagewatch.instrumentation.pyspark.spans import fail, moment, start_of, start_span
 from stagewatch.operations import Later
@@ -56,6 +55,11 @@ class _Stage(Struct, eq=False):
     job: _Job
 
 
+class _Measured(NamedTuple):
+    recording: Recording
+    increments: dict[str, float]
+
+
 class Work:
     """All that is under way in one Spark context."""
 
@@ -68,6 +72,8 @@ class Work:
         self._slots: dict[str, int] = {}
         self._sums: dict[str, dict[str, float]] = {}
         """By stage of the pipeline, over the run."""
+        self._unwritten: dict[tuple[str, str], _Measured] = {}
+        """By run and stage, since it was written last."""
         self._slot_seconds: dict[str, float] = {}
         self._advisor = advisor.Advisor()
         self.is_over = False
@@ -142,6 +148,7 @@ class Work:
     def settle(self, is_idle: bool) -> None:
         """Complete the actions that have all their figures, or will not get them any more;
         *is_idle*: all that was posted has been told."""
+        self._write_measured()  # a stage is not over before it has its own
         now = time.monotonic()
         for action in list(self._actions.values()):
             if action.later is None:
@@ -158,6 +165,7 @@ class Work:
         for action in list(self._actions.values()):
             if action.later is not None:
                 self._finish(action)
+        self._write_measured()
         for stage in self._stages.values():
             stage.span.end()
         for job in self._jobs.values():
@@ -255,17 +263,20 @@ class Work:
         figures.add(action.sums, found)
 
     def _measure(self, current: Recording, stage: str, found: figures.Figures) -> None:
-        if current is not recording.active:  # a streaming query, which has sums of its own
-            values = figures.increments(found)
-            current.sink.append(StageMeasured(current.run.run_id, stage, values))
-            return
-        sums = self._sums.setdefault(stage, {})
-        figures.add(sums, found)
-        values = {
-            **figures.increments(found),
-            **figures.ratios(sums, self._slot_seconds.get(stage, 0)),
-        }
-        current.sink.append(StageMeasured(current.run.run_id, stage, values))
+        key = current.run.run_id, stage
+        measured = self._unwritten.setdefault(key, _Measured(current, {}))
+        figures.add(measured.increments, figures.increments(found))
+        if current is recording.active:  # else a streaming query, which has sums of its own
+            figures.add(self._sums.setdefault(stage, {}), found)
+
+    def _write_measured(self) -> None:
+        """Once for all that came with one drain."""
+        unwritten, self._unwritten = self._unwritten, {}
+        for (run_id, stage), (current, values) in unwritten.items():
+            if current is recording.active:
+                known = self._slot_seconds.get(stage, 0)
+                values |= figures.ratios(self._sums.get(stage, {}), known)
+            current.sink.append(StageMeasured(run_id, stage, values))
 
     def _job_of(self, stage: int) -> _Job | None:
         # Of several jobs that share a stage Spark runs it for the oldest.
@@ -295,9 +306,7 @@ class Work:
         if self._actions.pop(action.context, None) is None or action.later is None:
             return
         if action.lingers:
-            self._lingering[action.context] = action
-            while len(self._lingering) > _MOST_ITERATORS:
-                del self._lingering[next(iter(self._lingering))]
+            keep(self._lingering, action.context, action, _MOST_ITERATORS)
         if action.may_fold and not (action.job_count or action.ended):
             action.later.fold()
         else:
@@ -306,7 +315,8 @@ class Work:
     def _complete(self, action: Action, later: Later) -> None:
         found: dict[str, Any] = {}
         with guarded:
-            found = self._figures(action)
+            found = figures_of(action)
+            self._use_slots(action)
         later.complete(**found)  # in any case: its stage waits for it
         self._advise(action, later)
         if action.lingers:
@@ -314,25 +324,12 @@ class Work:
             action.ended.clear()
             action.stages.clear()
 
-    def _figures(self, action: Action) -> dict[str, Any]:
-        """What `Later.complete` takes."""
-        seen = datasets.seen(action.ended, int(action.sums.get(semconv.SPARK_OUTPUT_RECORDS, 0)))
-        counted = _count(action, seen)
+    def _use_slots(self, action: Action) -> None:
+        """For as long as it had jobs."""
         if action.stages:
-            wall = action.busy / 1e3
             known = self._slot_seconds.get(action.stage, 0)
-            self._slot_seconds[action.stage] = known + wall * self.slots
+            self._slot_seconds[action.stage] = known + action.busy / 1e3 * self.slots
             self._measure(action.recording, action.stage, {})
-        return {
-            "rows_in": counted.rows_in or 0,
-            "rows_out": action.rows_out or counted.rows_out or 0,
-            "reads": counted.rows_in,
-            "writes": counted.rows_out,
-            "bytes_in": counted.bytes_in,
-            "bytes_out": int(action.sums.get(semconv.SPARK_OUTPUT_BYTES, 0)),
-            "datasets": () if action.peeks else seen.datasets,
-            "attributes": _attributes(action, seen),
-        }
 
     def _advise(self, action: Action, later: Later) -> None:
         current = action.recording
@@ -343,56 +340,9 @@ class Work:
             later.ended.nanoseconds / 1e9,
             action.busy / 1e3,
             self.slots,
-            _call_site(action.span),
+            call_site(action),
             tuple(action.stages),
             tuple(action.ended),
         )
         for one in self._advisor.advise(finished):
             current.sink.append(advisor.noted(one, current.run.run_id, later.end))
-
-
-class _Counted(NamedTuple):
-    rows_in: int | None
-    rows_out: int | None
-    bytes_in: int
-
-
-def _count(action: Action, seen: datasets.Seen) -> _Counted:
-    """What came from and went to the outside. Spark counts as its input also what a range makes up
-    and what it takes out of its own cache: that was read by whoever filled it."""
-    records = int(action.sums.get(semconv.SPARK_INPUT_RECORDS, 0))
-    size = int(action.sums.get(semconv.SPARK_INPUT_BYTES, 0))
-    is_cached = any(stage.cached for stage in action.stages)
-    rows_in, rows_out = seen.rows_in, seen.rows_out
-    if not action.ended:  # RDDs have no plan to tell
-        rows_in = records if size and not is_cached else None
-        rows_out = int(action.sums.get(semconv.SPARK_OUTPUT_RECORDS, 0)) or None
-    elif action.lingers and any(dataset.direction == "in" for dataset in seen.datasets):
-        rows_in = None if is_cached else records  # its execution ended before its jobs began
-    if is_cached:
-        size = sum(dataset.bytes or 0 for dataset in seen.datasets if dataset.direction == "in")
-    return _Counted(None if action.peeks else rows_in, rows_out, size)
-
-
-def _attributes(action: Action, seen: datasets.Seen) -> dict[str, AttributeValue]:
-    found: dict[str, AttributeValue] = {**action.sums}
-    if action.job_count:
-        found[semconv.SPARK_JOBS] = action.job_count
-    if action.ended:
-        last = action.ended[-1]
-        found[semconv.SPARK_EXECUTION_ID] = last.execution
-        if last.fingerprint is not None:
-            found[semconv.SPARK_PLAN_FINGERPRINT] = last.fingerprint
-        if changes := sum(execution.plan_changes for execution in action.ended):
-            found[semconv.SPARK_PLAN_CHANGES] = changes
-    is_write = bool(seen.datasets) and seen.datasets[0].direction == "out"
-    inputs = [dataset.uri for dataset in seen.datasets if dataset.direction == "in"]
-    if is_write and inputs:
-        found[semconv.DATASET_INPUTS] = inputs
-    return found
-
-
-def _call_site(span: Any) -> str:
-    known = getattr(span, "attributes", None) or {}
-    file = str(known.get(semconv.CODE_FILE_PATH, ""))
-    return f"{os.path.basename(file)}:{known.get(semconv.CODE_LINE_NUMBER)}" if file else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import os
 import signal
@@ -613,3 +614,22 @@ def test_keyboard_interrupt(session: Any, recorded: Recorded) -> None:
     (span,) = recorded.spans()
     assert span.attributes["error.type"] == "KeyboardInterrupt"
     assert session.range(2).count() == 2
+
+
+def test_views_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a client that makes one after the other the last ones are remembered."""
+    from pyspark.sql.connect import proto
+
+    class Client:
+        host = "localhost"
+
+    monkeypatch.setattr(connect, "_MOST_VIEWS", 4)
+    client = Client()
+    for name in ("a", "b", "a", "c"):
+        plan = proto.Plan()
+        plan.command.create_dataframe_view.name = name
+        connect._remember(client, plan)
+    assert list(connect._views[client]) == ["a", "global_temp.a", "c", "global_temp.c"]
+    del client
+    gc.collect()
+    assert not any(isinstance(one, Client) for one in connect._views)

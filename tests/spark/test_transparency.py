@@ -22,6 +22,7 @@ from stagewatch.instrumentation.pyspark import (
     about,
     actions,
     attaching,
+    compiling,
     contexts,
     work,
 )
@@ -375,8 +376,8 @@ def test_restricted_jvm(
 
         raise Py4JError("org.codehaus.janino.SimpleCompiler is not whitelisted")
 
-    monkeypatch.setattr(attaching, "_compile", refuse)
-    monkeypatch.setattr(attaching, "_compiling", None)
+    monkeypatch.setattr(compiling, "constructor", refuse)
+    monkeypatch.setattr(attaching, "_making", None)
     with unwatched():
         pass
     before = newest(spark)

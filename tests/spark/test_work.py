@@ -60,7 +60,7 @@ class Spark:
 
     def execution(self, number: int) -> events.ExecutionEnded:
         self.work.take(events.ExecutionStarted(number, 1, number))
-        return events.ExecutionEnded(number, 2, outputs=[f"table:t{number}"])
+        return events.ExecutionEnded(number, 2, outputs=[events.Table(f"t{number}")])
 
 
 def _written(recorded: Recorded) -> list[Any]:
@@ -183,29 +183,9 @@ def test_tasks_of_a_failed_stage() -> None:
     assert figures.of_stage(retried)[semconv.SPARK_TASKS] == 11
 
 
-@pytest.mark.parametrize(
-    ("relation", "uri"),
-    [
-        ("parquet:file:/data/x", "file:///data/x"),
-        ("parquet:s3a://key:secret@bucket/x?token=1", "s3a://bucket/x"),
-        ("table:spark_catalog.default.t", "spark_catalog.default.t"),
-        ("source:SomeRelation", None),
-        ("jdbc:jdbc:postgresql://me:pw@db:5432/shop?password=x#t", "postgresql://db:5432/shop/t"),
-        ("jdbc:jdbc:postgresql://db/shop#(select 'a') q", "postgresql://db/shop"),
-        ("jdbc:jdbc:sqlserver://db:1433;password=x#dbo.t", "sqlserver://db:1433/dbo.t"),
-        ("jdbc:jdbc:oracle:thin:scott/tiger@db:1521:SID#t", "oracle/t"),
-        ("jdbc:jdbc:derby:memory:x;user=me;password=pw#t", "derby:memory:x/t"),
-        ("jdbc:jdbc:sqlite:/srv/x.db#t", "sqlite:/srv/x.db/t"),
-    ],
-)
-def test_uri(relation: str, uri: str | None) -> None:
-    """Of what the listener names, without credentials, parameters and literals."""
-    assert datasets.uri(relation) == uri
-
-
 def test_plan_that_does_not_count() -> None:
     """What a write has written its stages know, where there is one write."""
-    one = events.ExecutionEnded(1, 2, outputs=["jdbc:jdbc:h2:mem:x#t"])
+    one = events.ExecutionEnded(1, 2, outputs=[events.Jdbc("jdbc:h2:mem:x", "t")])
     assert datasets.seen([one], 5).rows_out == 5
-    two = events.ExecutionEnded(2, 2, outputs=["jdbc:jdbc:h2:mem:x#u"])
+    two = events.ExecutionEnded(2, 2, outputs=[events.Jdbc("jdbc:h2:mem:x", "u")])
     assert datasets.seen([one, two], 5).rows_out is None

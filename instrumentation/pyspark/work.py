@@ -65,6 +65,8 @@ class Work:
 
     def __init__(self) -> None:
         self._actions: dict[str, Action] = {}
+        self._finishing: list[Action] = []
+        """Those whose figures are being written."""
         self._lingering: dict[str, Action] = {}
         self._jobs: dict[int, _Job] = {}
         self._stages: dict[tuple[int, int], _Stage] = {}
@@ -82,7 +84,8 @@ class Work:
     @property
     def is_settled(self) -> bool:
         """Nothing that has returned waits for its figures."""
-        return all(action.later is None for action in list(self._actions.values()))
+        waits = any(action.later is not None for action in list(self._actions.values()))
+        return not (waits or self._finishing)  # in this order: they go from one to the other
 
     @property
     def slots(self) -> int:
@@ -302,15 +305,22 @@ class Work:
     # --- the end of an action ---------------------------------------------------------------------
 
     def _finish(self, action: Action) -> None:
-        # Both the thread that drains and the user's may come here: who takes it out completes it.
-        if self._actions.pop(action.context, None) is None or action.later is None:
-            return
+        self._finishing.append(action)
+        try:
+            # Both the thread that drains and the user's may come here: who takes it out completes
+            # it.
+            if self._actions.pop(action.context, None) is not None and action.later is not None:
+                self._fold_or_complete(action, action.later)
+        finally:
+            self._finishing.remove(action)
+
+    def _fold_or_complete(self, action: Action, later: Later) -> None:
         if action.lingers:
             keep(self._lingering, action.context, action, _MOST_ITERATORS)
         if action.may_fold and not (action.job_count or action.ended):
-            action.later.fold()
+            later.fold()
         else:
-            self._complete(action, action.later)
+            self._complete(action, later)
 
     def _complete(self, action: Action, later: Later) -> None:
         found: dict[str, Any] = {}

@@ -11,7 +11,7 @@ from stagewatch import semconv
 from stagewatch.instrumentation.pyspark import contexts, datasets, events, figures
 from stagewatch.instrumentation.pyspark.action import Action
 from stagewatch.instrumentation.pyspark.work import Work
-from stagewatch.operations import Call, OperationKind, begin, end_later
+from stagewatch.operations import Call, Later, OperationKind, begin, end_later
 from stagewatch.records import OperationEnded
 from tests.recorded import Recorded
 
@@ -160,6 +160,19 @@ def test_end_after_the_mark_is_waited_for(recorded: Recorded) -> None:
     spark.work.take(events.JobEnded(0, 2, "java.lang.Exception"))
     spark.work.settle(False)
     assert spark.work.is_settled
+
+
+def test_not_settled_before_it_is_written(
+    recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asks from another thread is not told that all is there while it is being written."""
+    spark = Spark()
+    seen = []
+    monkeypatch.setattr(Later, "complete", lambda *_, **__: seen.append(spark.work.is_settled))
+    action = spark.enter()
+    spark.leave(action)
+    spark.mark(action)
+    assert (seen, spark.work.is_settled) == ([False], True)
 
 
 def test_returned_after_the_end(recorded: Recorded) -> None:

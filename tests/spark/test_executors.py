@@ -6,7 +6,6 @@ import sqlite3
 import subprocess
 import sys
 import venv
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import pytest
 from stagewatch.history import SpanRow
 from stagewatch.model import Run
 from tests.jobs import Jobs, wait_for, without_us
-from tests.spark.told import SharedJvm
 
 ON = {"STAGEWATCH_SPARK_EXECUTORS": "1"}
 TASK = "spark.python.task"
@@ -182,16 +180,14 @@ spark.stop()
 
 
 @pytest.mark.timeout(600)  # two sessions
-def test_results_are_the_same(spark_jobs: Jobs, shared_jvm: SharedJvm) -> None:
+def test_results_are_the_same(spark_jobs: Jobs) -> None:
     """Of every kind of function: results, errors with their tracebacks, plans and cache hits are
     those of a Spark without us; and every task is a span under its Spark stage."""
     pytest.importorskip("pyarrow", exc_type=ImportError)
     script = spark_jobs.script(KINDS)
-    with ThreadPoolExecutor() as beside:
-        playing = beside.submit(without_us, spark_jobs, script, **shared_jvm())
-        done = spark_jobs.run(KINDS, **ON)
-        without = playing.result()
+    without = without_us(spark_jobs, script)
     assert without.returncode == 0, without.stderr
+    done = spark_jobs.run(KINDS, **ON)
     assert done.stdout == without.stdout, done.stderr
     (run,) = spark_jobs.runs()
     spans = _spans(spark_jobs, run)
@@ -216,11 +212,9 @@ def test_executors_without_us(spark_jobs: Jobs, shared_jvm: SharedJvm, tmp_path:
     spark_jobs.environment["PYSPARK_PYTHON"] = str(bare)
     pytest.importorskip("pyarrow", exc_type=ImportError)
     script = spark_jobs.script(KINDS)
-    with ThreadPoolExecutor() as beside:
-        playing = beside.submit(without_us, spark_jobs, script, **shared_jvm())
-        done = spark_jobs.run(KINDS, **ON)
-        without = playing.result()
+    without = without_us(spark_jobs, script)
     assert without.returncode == 0, without.stderr
+    done = spark_jobs.run(KINDS, **ON)
     assert done.stdout == without.stdout, done.stderr
     (run,) = spark_jobs.runs()
     assert run.outcome == "success"

@@ -149,7 +149,7 @@ JOBS: dict[str, tuple[str, str, str, str]] = {
     ),
 }
 """Settings, what is done, outcome and ``error.type`` of the run."""
-OWN_JVM = {"no_memory", "no_memory_exits", "jvm_killed"}
+OWN_JVM = {"no_memory", "no_memory_exits", "jvm_killed", "stopped"}
 
 
 @pytest.mark.timeout(900)

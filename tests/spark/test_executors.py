@@ -204,7 +204,7 @@ def test_results_are_the_same(spark_jobs: Jobs) -> None:
 
 @pytest.mark.once
 @pytest.mark.timeout(600)  # two sessions
-def test_executors_without_us(spark_jobs: Jobs, shared_jvm: SharedJvm, tmp_path: Path) -> None:
+def test_executors_without_us(spark_jobs: Jobs, tmp_path: Path) -> None:
     """Where executors have Spark but nothing of ours, the job does what it does without us."""
     bare = _bare_python(tmp_path / "bare")
     found = subprocess.run([bare, "-c", "import stagewatch"], capture_output=True)

@@ -34,6 +34,10 @@ _SQL: Final = re.compile(
     | (?:['"`]|/\*).*""",
     re.DOTALL | re.IGNORECASE | re.VERBOSE,
 )
+# Spark's conditions, and what `raise_error` of 3.5 throws, say cell values without quotes.
+_BEFORE_VALUES: Final = re.compile(
+    r"(\[[A-Z][A-Z0-9]*_[A-Z0-9_]*(?:\.[A-Z0-9_]+)*\] |java\.lang\.RuntimeException: ).*", re.DOTALL
+)
 _NUMBER: Final = re.compile(r"(?<![A-Za-z_])[-+]?\d[\w.:+-]*")
 _LONGEST: Final = 1000
 
@@ -58,12 +62,14 @@ _ERROR_LINE: Final = re.compile(r"([A-Za-z_][\w.<>]*)(?::.*)?$")
 def message(text: str) -> str:
     """*text* with what stands in quotes, and numbers, replaced: pandas puts cell values there.
 
-    Nothing after the first quote is kept where the quotes do not pair up.
+    Nothing after the first quote is kept where the quotes do not pair up, and nothing after one of
+    Spark's conditions.
 
     >>> message("could not convert string to float: 'Smith'")
     'could not convert string to float: ?'
     """
-    return _NUMBER.sub(HIDDEN, _without_quoted(text[: 4 * _LONGEST]))[:_LONGEST]
+    text = _BEFORE_VALUES.sub(r"\1" + HIDDEN, text[: 4 * _LONGEST])
+    return _NUMBER.sub(HIDDEN, _without_quoted(text))[:_LONGEST]
 
 
 def _without_quoted(text: str) -> str:

@@ -98,6 +98,18 @@ class Jobs:
         return below(run.span_id)
 
 
+def without_us(jobs: Jobs, script: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Plain ``python SCRIPT`` to its end."""
+    return subprocess.run(
+        [sys.executable, script],
+        cwd=jobs.directory,
+        env={**jobs.environment, **environment},
+        capture_output=True,
+        text=True,
+        timeout=jobs.patience,
+    )
+
+
 def wait_for(predicate: Callable[[], object], timeout: float = 20) -> None:
     """Until *predicate* is true; AssertionError after *timeout* seconds."""
     until = time.monotonic() + timeout

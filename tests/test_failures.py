@@ -143,12 +143,12 @@ BECAUSE = "\n\nThe above exception was the direct cause of the following excepti
         (
             "pyspark.errors.exceptions.base.PySparkRuntimeError: [RESULT_ROWS_MISMATCH] One row.",
             "RESULT_ROWS_MISMATCH",
-            "One row.",
+            None,
         ),
     ],
 )
 def test_exception_of_a_python_worker(
-    around: str, raised: str, error_type: str, message: str
+    around: str, raised: str, error_type: str, message: str | None
 ) -> None:
     """The last one of its chain, and none that its message quotes, with the user's line."""
     text = around.replace("{}", TRACEBACK.format(raised))
@@ -202,11 +202,11 @@ cancelled = functools.partial(Cause, "cancelled", Outcome.CANCELLATION, None)
         ),
         (
             "\n[UNRESOLVED_COLUMN.WITH_SUGGESTION] No `a`.\n'Project ['a]",
-            Cause("UNRESOLVED_COLUMN.WITH_SUGGESTION", message="No `a`."),
+            Cause("UNRESOLVED_COLUMN.WITH_SUGGESTION"),
         ),
         (
             JAVA.format(ABORTED.format("org.apache.spark.SparkX: [DIVIDE_BY_ZERO] Zero.")),
-            Cause("DIVIDE_BY_ZERO", message="Zero."),
+            Cause("DIVIDE_BY_ZERO"),
         ),
         (
             JAVA.format("org.apache.spark.SparkException: [SPARK_JOB_CANCELLED] Job 3 cancelled x"),
@@ -250,12 +250,20 @@ cancelled = functools.partial(Cause, "cancelled", Outcome.CANCELLATION, None)
             Cause("ExecutorLostFailure", message="executor 3 exited) Reason: killed"),
         ),
         (
-            JAVA.format(ABORTED.format("java.lang.RuntimeException: no Parquet file")),
-            Cause("java.lang.RuntimeException", message="no Parquet file"),
+            JAVA.format(ABORTED.format("java.lang.RuntimeException: Smith")),
+            Cause("java.lang.RuntimeException"),
+        ),
+        (
+            JAVA.format(ABORTED.format("java.io.IOException: no Parquet file")),
+            Cause("java.io.IOException", message="no Parquet file"),
+        ),
+        (
+            "[USER_RAISED_EXCEPTION] Smith SQLSTATE: P0001",
+            Cause("USER_RAISED_EXCEPTION"),
         ),
         (
             "[STREAM_FAILED] Query [id = 1] terminated with exception: [CAST_INVALID_INPUT] a",
-            Cause("CAST_INVALID_INPUT", message="a"),
+            Cause("CAST_INVALID_INPUT"),
         ),
         (
             "[STREAM_FAILED] Query [id = 1] terminated with exception: odd",

@@ -35,6 +35,13 @@ from stagewatch import redaction
         ("no postgresql://me:hun'ter@host/a here", "no postgresql://?"),
         ("for url: https://h/a?mail=me@b.org&token=secret", "for url: https://h/a"),
         ("for url: https://h/a?x=(b)&token=secret", "for url: https://h/a"),
+        ("[USER_RAISED_EXCEPTION] Smith\nJones SQLSTATE: P0001", "[USER_RAISED_EXCEPTION] ?"),
+        ("a.B: [STREAM_FAILED] x: [DUPLICATED_MAP_KEY] Key Smith", "a.B: [STREAM_FAILED] ?"),
+        (
+            "failed: java.lang.RuntimeException: Smith\n\tat x",
+            "failed: java.lang.RuntimeException: ?",
+        ),
+        ("[ERROR] no such file", "[ERROR] no such file"),
         ("", ""),
     ],
 )

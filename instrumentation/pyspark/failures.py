@@ -92,7 +92,7 @@ def _of_pyspark(error: BaseException) -> Cause | None:
     found = of_text(text)
     condition = known.get("_errorClass") or known.get("error_class")
     if found is None and isinstance(condition, str):
-        return Cause(condition, message=_line(text))
+        return Cause(condition)
     return found
 
 
@@ -199,6 +199,10 @@ _GRPC: Final = re.compile(
 )
 _NO_MEMORY: Final = re.compile(r"Java heap space|GC overhead limit exceeded")
 _SQLSTATE: Final = re.compile(r" SQLSTATE: \w{5}.*")
+_OF_STATEMENT: Final = re.compile(r" SQLSTATE: 42\w{3}")
+"""Syntax and names. What other conditions say may hold cell values, and not in quotes."""
+_SAYS_VALUES: Final = {"java.lang.RuntimeException"}
+"""By `raise_error` of Spark 3.5, with what the query has made of its rows."""
 
 
 def of_text(text: str) -> Cause | None:
@@ -222,14 +226,14 @@ def of_text(text: str) -> Cause | None:
         if message.startswith("Python worker exited unexpectedly"):
             return Cause(WORKER_DIED, message=_line(message))
         if condition is not None and condition[1] not in _WRAPPERS:
-            return Cause(condition[1], message=_line(told))
+            return Cause(condition[1], message=_line(told) if _OF_STATEMENT.search(told) else None)
         name = condition[1] if condition is not None else name
         if name:
             names.append((name, told))
     if not names:
         return None
     name, message = next((it for it in names if it[0] not in _WRAPPERS), names[0])
-    return Cause(name, message=_line(message))
+    return Cause(name, message=_line(message) if name not in _SAYS_VALUES else None)
 
 
 def _chain(text: str) -> Iterator[tuple[str, str]]:
@@ -321,5 +325,5 @@ def _raised(line: str) -> Cause | None:
     name, message = found[1].removeprefix("__main__."), found[2] or ""
     condition = _CONDITION.match(message) if name.startswith("pyspark.") else None
     if condition is not None:  # raised by PySpark about what the user's function returned
-        name, message = condition[1], message[condition.end() :]
+        return Cause(condition[1])
     return Cause(name, message=message)

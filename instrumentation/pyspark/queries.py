@@ -12,7 +12,7 @@ from msgspec import Struct, field, structs
 
 from stagewatch import clock, semconv
 from stagewatch.child_runs import ChildRun
-from stagewatch.failures import Cause, error_place, verdict
+from stagewatch.failures import Cause, error_message, error_place, verdict
 from stagewatch.instrumentation.pyspark import batches, events, failures, progress
 from stagewatch.instrumentation.pyspark.batches import Batch
 from stagewatch.instrumentation.pyspark.spans import moment
@@ -154,11 +154,7 @@ def _is_slow(query: Query, seconds: float) -> bool:
 def _of_error(error: BaseException) -> Cause:
     """Of what the user's function raised."""
     outcome, error_type = verdict(error)
-    try:
-        message = str(error)
-    except Exception:  # their __str__, not ours
-        message = None
-    return Cause(error_type or "unknown", outcome, error_place(error), message)
+    return Cause(error_type or "unknown", outcome, error_place(error), error_message(error))
 
 
 def _of_text(told: events.QueryTerminated) -> Cause:

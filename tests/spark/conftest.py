@@ -1,4 +1,5 @@
-"""Real Spark: one session per process, whose JVM takes seconds to start, and jobs of their own."""
+"""Real Spark: one session per process, whose JVM takes seconds to start, and jobs of their own,
+most of which share a second JVM."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ from stagewatch.instrumentation.pyspark import PysparkInstrumentor
 from stagewatch.model import Pipeline
 from tests.jobs import Jobs, end_recorders
 from tests.recorded import Recorded
+from tests.spark.told import SharedJvm
 
 # .venv has no pyspark: `make test-spark` makes the environments that have.
 collect_ignore_glob = [] if find_spec("pyspark") else ["test_*.py"]
@@ -31,11 +33,14 @@ DEFAULTS = {
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
 }
+QUICKLY = "-XX:TieredStopAtLevel=1"
+"""A JVM that lives for a minute is over before it has optimised itself."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """A session takes long to start, and PySpark leaves sockets to the collector of garbage; what
-    3.5 does not have, and what 4.x does not do with pandas 3, is not run there."""
+    3.5 does not have or does as 4.x does, and what 4.x does not do with pandas 3, is not run there.
+    """
     ours = [item for item in items if Path(__file__).parent in item.path.parents]
     for item in ours:
         item.add_marker(pytest.mark.timeout(300))
@@ -43,8 +48,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.filterwarnings(f"ignore::{ignored}"))
     if not ours:
         return
-    lacking = "spark4" if version("pyspark").startswith("3.") else "pandas2"
-    others = [item for item in ours if item.get_closest_marker(lacking)]
+    lacking = {"spark4", "once"} if version("pyspark").startswith("3.") else {"pandas2"}
+    others = [item for item in ours if any(it.name in lacking for it in item.iter_markers())]
     config.hook.pytest_deselected(items=others)
     items[:] = [item for item in items if item not in others]
 
@@ -61,7 +66,8 @@ def spark_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str
     settings = {
         **DEFAULTS,
         "spark.sql.warehouse.dir": str(folder / "warehouse"),
-        "spark.driver.extraJavaOptions": f"-Dderby.system.home={folder}",
+        "spark.driver.extraJavaOptions": f"{QUICKLY} -Dderby.system.home={folder}",
+        "spark.executor.extraJavaOptions": QUICKLY,
     }
     lines = (f"{name} {value}\n" for name, value in settings.items())
     (folder / "spark-defaults.conf").write_text("".join(lines))
@@ -107,3 +113,33 @@ def spark_jobs(tmp_path: Path, spark_environment: dict[str, str]) -> Iterator[Jo
     found.environment |= spark_environment
     yield found
     end_recorders(found)
+
+
+@pytest.fixture(scope="session")
+def shared_jvm(spark_environment: dict[str, str]) -> Iterator[SharedJvm]:
+    """Gives what a job has in its environment to find its driver's JVM there already, as
+    `spark-submit` has it: for one after the other, and nothing is left of the one before. Its
+    working directory is not the job's."""
+    from pyspark.java_gateway import launch_gateway
+
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in spark_environment.items():
+            environment.setenv(name, value)
+        gateway = launch_gateway()
+    parameters = gateway.gateway_parameters
+    known = {
+        "PYSPARK_GATEWAY_PORT": str(parameters.port),
+        "PYSPARK_GATEWAY_SECRET": str(parameters.auth_token),
+    }
+    contexts = getattr(getattr(gateway.jvm, "org.apache.spark.SparkContext$"), "MODULE$")
+
+    def alone() -> dict[str, str]:
+        left = contexts.getActive()
+        if left.isDefined():
+            left.get().stop()
+        return known
+
+    yield alone
+    gateway.shutdown()
+    gateway.proc.stdin.close()  # it ends with whoever holds this
+    gateway.proc.wait(60)

@@ -1,18 +1,15 @@
-"""Everything that can fail in one session; run as a script it prints what Python sees of it.
+"""Everything that can fail in one session, and what Python sees of it.
 
 The tests run it by its path, so that Spark sends its functions to the workers by value.
 """
 
 import os
 import re
-import sys
-import tempfile
 import threading
 import time
 import traceback
 
 import pyspark
-from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.functions import pandas_udf, udf
 from pyspark.sql.types import LongType
@@ -42,7 +39,7 @@ class Bad(Exception):
     pass
 
 
-BAD = f"{__name__}.Bad".removeprefix("__main__.")
+BAD = f"{__name__}.Bad"
 
 
 def fail_in_udf(spark, fail):
@@ -180,6 +177,42 @@ def ansi_division(spark, _):
         spark.conf.unset("spark.sql.ansi.enabled")
 
 
+# --- cell values that stand in messages without quotes ------------------------------------------
+
+
+def names(spark):
+    return spark.range(0, 1, 1, 1).select(F.concat(F.lit("Smith "), F.col("id")).alias("name"))
+
+
+RAISED = "USER_RAISED_EXCEPTION" if FOUR else "java.lang.RuntimeException"
+
+
+@scene(RAISED)
+def query_raises(spark, _):
+    names(spark).select(F.raise_error(F.col("name"))).collect()
+
+
+@scene(RAISED)
+def query_asserts(spark, _):
+    names(spark).select(F.assert_true(F.length("name") < 3, F.col("name"))).collect()
+
+
+@scene("DUPLICATED_MAP_KEY")
+def map_has_a_key_twice(spark, _):
+    keys = F.array("name", "name")
+    names(spark).select(F.map_from_arrays(keys, keys)).collect()
+
+
+@scene("MALFORMED_RECORD_IN_PARSING.WITHOUT_SUGGESTION")
+def record_is_malformed(spark, _):
+    text = F.concat(F.lit('{"a": "'), F.col("name"), F.lit('", "b": "x"}'))
+    parsed = F.from_json(text, "a string, b int", {"mode": "FAILFAST"})
+    names(spark).select(parsed).collect()
+
+
+# ------------------------------------------------------------------------------------------------
+
+
 @scene("python_worker_died")
 def worker_dies(spark, _):
     @udf(LongType())
@@ -271,25 +304,17 @@ _DIFFERS = re.compile(
 )
 
 
+def raised(act, *arguments):
+    """What *act* raises; its traceback begins here, whoever asks."""
+    try:
+        act(*arguments)
+    except BaseException as error:
+        return error
+    return None
+
+
 def seen(error):
-    """Type, text and traceback, without what differs from run to run."""
-    lines = traceback.format_exception(error)
-    return _DIFFERS.sub(
-        "…", "".join(line for line in "".join(lines).splitlines(True) if "\tat " not in line)
-    )
-
-
-if __name__ == "__main__":
-    spark = SparkSession.builder.getOrCreate()
-    spark.sparkContext.setLogLevel("OFF")
-    only = sys.argv[1:]
-    with tempfile.TemporaryDirectory() as folder:
-        for name, (function, _, _) in SCENES.items():
-            if only and name not in only:
-                continue
-            try:
-                function(spark, folder)
-            except BaseException as error:
-                print("scene", name, type(error), error.args == (str(error),), vars(error).keys())
-                print(seen(error))
-    spark.stop()
+    """Type, attributes, text and traceback, without what differs from run to run."""
+    lines = "".join(traceback.format_exception(error)).splitlines(True)
+    text = _DIFFERS.sub("…", "".join(line for line in lines if "\tat " not in line))
+    return type(error), error.args == (str(error),), [*vars(error)], text

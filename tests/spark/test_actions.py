@@ -49,6 +49,25 @@ def _write(spark: Any, path: Path, **options: Any) -> str:
     return where
 
 
+def _checkpoint(spark: Any, path: Path) -> None:
+    spark.sparkContext.setCheckpointDir(str(path))
+    _even(spark).checkpoint()
+
+
+def _read_xml(spark: Any, path: Path) -> Any:
+    (path / "rows.xml").write_text("<all><row><id>1</id></row><row><id>2</id></row></all>")
+    return spark.read.xml(str(path / "rows.xml"), rowTag="row")
+
+
+def _fit(spark: Any, _: Path) -> None:
+    from pyspark.ml import Pipeline
+    from pyspark.ml.feature import StandardScaler, VectorAssembler
+
+    assembled = VectorAssembler(inputCols=["id"], outputCol="vector")
+    scaled = StandardScaler(inputCol="vector", outputCol="scaled")
+    Pipeline(stages=[assembled, scaled]).fit(_even(spark))
+
+
 FRAMES: dict[str, Act] = {
     "collect": lambda spark, _: _even(spark).collect(),
     "count": lambda spark, _: _even(spark).count(),
@@ -59,8 +78,10 @@ FRAMES: dict[str, Act] = {
     "tail": lambda spark, _: _even(spark).tail(2),
     "isEmpty": lambda spark, _: _even(spark).isEmpty(),
     "toPandas": lambda spark, _: _even(spark).toPandas(),
+    "toArrow": lambda spark, _: _even(spark).toArrow(),
     "foreach": lambda spark, _: _even(spark).foreach(lambda row: None),
     "foreachPartition": lambda spark, _: _even(spark).foreachPartition(lambda rows: None),
+    "checkpoint": lambda spark, path: _checkpoint(spark, path),
     "localCheckpoint": lambda spark, _: _even(spark).localCheckpoint(),
     "approxQuantile": lambda spark, _: _even(spark).approxQuantile("id", [0.5], 0.1),
     "corr": lambda spark, _: _even(spark).corr("id", "id"),
@@ -76,6 +97,7 @@ WRITERS: dict[str, Act] = {
     "write.text": lambda spark, path: (
         _even(spark).selectExpr("cast(id as string)").write.text(str(path / "out"))
     ),
+    "write.xml": lambda spark, path: _even(spark).write.xml(str(path / "out"), rowTag="row"),
     "write.save": lambda spark, path: _even(spark).write.format("json").save(str(path / "out")),
     "saveAsTable": lambda spark, _: _even(spark).write.saveAsTable("saved"),
     "insertInto": lambda spark, _: _even(spark).write.insertInto("kept"),
@@ -112,16 +134,22 @@ RDDS: dict[str, Act] = {
 OTHERS: dict[str, Act] = {
     "runJob": lambda spark, _: spark.sparkContext.runJob(_pairs(spark), lambda rows: [1]),
     "pivot": lambda spark, _: _even(spark).limit(3).groupBy("id").pivot("id"),
+    "read.xml": _read_xml,
+    "ml.fit": _fit,
     "sql": lambda spark, _: spark.sql("INSERT INTO kept SELECT id FROM range(3)"),
 }
 
 
+FOUR_ONLY = {"toArrow", "write.xml", "read.xml"}
+
+
 def _acts() -> list[Any]:
+    acts = FRAMES | WRITERS | {f"rdd.{name}": act for name, act in RDDS.items()} | OTHERS
     return [
-        *(pytest.param(f"pyspark.{name}", act, id=name) for name, act in FRAMES.items()),
-        *(pytest.param(f"pyspark.{name}", act, id=name) for name, act in WRITERS.items()),
-        *(pytest.param(f"pyspark.rdd.{name}", act, id=f"rdd.{name}") for name, act in RDDS.items()),
-        *(pytest.param(f"pyspark.{name}", act, id=name) for name, act in OTHERS.items()),
+        pytest.param(
+            f"pyspark.{name}", act, id=name, marks=[pytest.mark.spark4] * (name in FOUR_ONLY)
+        )
+        for name, act in acts.items()
     ]
 
 
@@ -181,6 +209,15 @@ def test_tree_of_an_aggregation(spark: Any, recorded: Recorded) -> None:
     assert attributes[semconv.ROWS_OUT] == 3
 
 
+def test_fit_is_one_operation(spark: Any, recorded: Recorded) -> None:
+    """What an estimator, and those in its pipeline, have Spark do is the fit's."""
+    _fit(spark, Path())
+    settle()
+    (fit,) = recorded.tree()
+    assert fit.keys() == {"pyspark.ml.fit"}
+    assert {name for job in fit["pyspark.ml.fit"] for name in job} == {"spark.job"}
+
+
 @pytest.mark.parametrize(
     ("act", "rows"),
     [
@@ -189,6 +226,7 @@ def test_tree_of_an_aggregation(spark: Any, recorded: Recorded) -> None:
         pytest.param(lambda frame: frame.selectExpr("id", "id AS b").head(), 1, id="head"),
         pytest.param(lambda frame: frame.head(3), 3, id="head(3)"),
         pytest.param(lambda frame: frame.toPandas(), 100, id="toPandas"),
+        pytest.param(lambda frame: frame.toArrow(), 100, id="toArrow", marks=pytest.mark.spark4),
         pytest.param(lambda frame: frame.filter("id < 0").first(), 0, id="none"),
         pytest.param(lambda frame: frame.rdd.map(lambda row: [1, 2]).first(), 0, id="element"),
     ],
@@ -269,6 +307,21 @@ def test_lineage(spark: Any, recorded: Recorded, tmp_path: Path) -> None:
     assert written.attributes[semconv.DATASET_ROWS] == 100
     assert written.attributes[semconv.DATASET_BYTES] > 0
     assert list(written.attributes[semconv.DATASET_INPUTS]) == [f"file://{source}"]
+
+
+@pytest.mark.spark4
+def test_xml(spark: Any, recorded: Recorded, tmp_path: Path) -> None:
+    """Rows of both sides; the schema that is looked for first is no reading."""
+    where = str(tmp_path / "rows")
+    with stagewatch.stage("load"):
+        _even(spark).write.xml(where, rowTag="row")
+    with stagewatch.stage("extract"):
+        assert spark.read.xml(where, rowTag="row").count() == 100
+    settle()
+    assert operations(recorded) == ["pyspark.write.xml", "pyspark.read.xml", "pyspark.count"]
+    uri = f"file://{where}"
+    assert datasets(recorded) == [("out", uri, 100), ("in", uri, 100)]
+    assert stages(recorded) == [("load", None, 100), ("extract", 100, None)]
 
 
 def test_table_is_one_dataset(spark: Any, tables: None, recorded: Recorded) -> None:

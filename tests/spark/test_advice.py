@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,19 @@ from stagewatch.instrumentation.pyspark.advice import Finished, Kind
 from stagewatch.instrumentation.pyspark.advisor import Advisor, of_action
 from tests.jobs import wait_for
 from tests.recorded import Recorded
+
+RULES_OF_STAGES = {
+    "GC_SHARE": 0,
+    "IDLE_SECONDS": 0,
+    "LONG_TASK": 1,
+    "LOST_SECONDS": 0.001,
+    "MANY": 2,
+    "SHORT_TASK": 1000,
+    "SKEW": 2,
+    "SPILLED": 1,
+}
+"""So that seconds on a small machine are enough."""
+OF_PLANS = {Kind.SMALL_FILES_READ, Kind.SMALL_FILES_WRITTEN, Kind.FULL_SCAN, Kind.PYTHON}
 
 
 @pytest.fixture
@@ -36,6 +51,54 @@ def finished(monkeypatch: pytest.MonkeyPatch, recorded: Recorded) -> list[Finish
 
     monkeypatch.setattr(work.Work, "_complete", completed)
     return found
+
+
+@contextmanager
+def _settings(spark: Any, settings: dict[str, str]) -> Iterator[None]:
+    """Of the session's SQL, and what they were."""
+    before = {name: spark.conf.get(f"spark.sql.{name}") for name in settings}
+    try:
+        for name, value in settings.items():
+            spark.conf.set(f"spark.sql.{name}", value)
+        yield
+    finally:
+        for name, value in before.items():
+            spark.conf.set(f"spark.sql.{name}", value)
+
+
+def test_advice_on_real_stages(
+    spark: Any, finished: list[Finished], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tasks, spill, skew and the collector's time by their real figures; each is said of what it
+    was provoked by, and not of a query that has nothing of it."""
+    for name, value in RULES_OF_STAGES.items():
+        monkeypatch.setattr(rules_of_stages, name, value)
+
+    def kinds(act: Callable[[], Any]) -> set[Kind]:
+        number = len(finished) + 1
+        act()
+        wait_for(lambda: len(finished) == number, timeout=120)
+        return {advice.kind for advice in of_action(finished[-1])} - OF_PLANS
+
+    rows = spark.range(0, 80_000, 1, 2)
+    few = kinds(lambda: spark.range(0, 80_000, 1, 1).selectExpr("sum(id)").collect())
+    assert Kind.FEW_PARTITIONS in few
+    assert not few & {Kind.SKEW, Kind.SPILL, Kind.TINY_TASKS}
+    many = kinds(lambda: spark.range(0, 40, 1, 40).collect())
+    assert many >= {Kind.TINY_TASKS, Kind.IDLE_CORES}
+    assert not many & {Kind.SKEW, Kind.SPILL, Kind.FEW_PARTITIONS}
+    garbage = kinds(lambda: rows.selectExpr("max(length(repeat(string(id), 2000)))").collect())
+    assert Kind.GARBAGE_COLLECTION in garbage
+    with _settings(spark, {"adaptive.enabled": "false", "shuffle.partitions": "4"}):
+        keyed = rows.selectExpr("if(id < 79000, 0, id % 64) AS k", "uuid() AS text")
+        even = rows.selectExpr("id % 64 AS k", "uuid() AS text")
+        for frame, is_skewed in ((keyed, True), (even, False)):
+            hashed = frame.repartition("k").selectExpr("max(sha2(text, 512))")
+            assert (Kind.SKEW in kinds(hashed.collect)) is is_skewed
+    limits = ("windowExec.buffer.in.memory.threshold", "windowExec.buffer.spill.threshold")
+    with _settings(spark, dict.fromkeys(limits, "15000")):
+        ranked = rows.selectExpr("sum(id) OVER (PARTITION BY id % 2) AS s")
+        assert Kind.SPILL in kinds(lambda: ranked.selectExpr("max(s)").collect())
 
 
 @pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas")

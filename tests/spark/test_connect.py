@@ -22,7 +22,7 @@ from stagewatch import safety
 from stagewatch.instrumentation.pyspark import PysparkInstrumentor, connect, contexts, plans
 from stagewatch.records import DatasetTouched, OperationEnded, SpanEnded
 from stagewatch.stages import stage
-from tests.jobs import wait_for
+from tests.jobs import Jobs, wait_for, without_us
 from tests.recorded import TRACE, Recorded
 
 if find_spec("grpc_status") is None:
@@ -350,6 +350,80 @@ def test_observed_metrics(session: Any, recorded: Recorded) -> None:
     (span,) = recorded.spans()
     observed = {k: v for k, v in span.attributes.items() if k.startswith("spark.observed.")}
     assert observed == {"spark.observed.quality.newest": 99, "spark.observed.mean": 49.5}
+
+
+# --- jobs of their own --------------------------------------------------------------------------
+
+JOB = """
+import warnings
+warnings.simplefilter("ignore")
+from pyspark.sql import SparkSession, functions as F
+
+spark = SparkSession.builder.remote("{server}").getOrCreate()
+
+
+@F.udf("long")
+def plus(number):
+    return number + 1
+
+
+@F.udf("long")
+def bad(number):
+    raise KeyError("hush")
+
+
+frame = spark.range(0, 4, 1, 2)
+print(frame.select(plus("id")).collect())
+try:
+    frame.select(bad("id")).count()
+    frame.select(bad("id")).collect()
+except Exception as error:
+    print(type(error).__name__, "KeyError" in str(error))
+
+
+def each(batch, number):
+    batch.collect()
+
+
+for ends in (False, True):
+    source = spark.readStream.format("rate").option("rowsPerSecond", 10).load()
+    if ends:
+        source = source.select(bad("value"))
+    query = source.writeStream.foreachBatch(each).queryName("seen").start()
+    try:
+        while not query.recentProgress:
+            query.awaitTermination(1)
+    except Exception as error:
+        print(type(error).__name__)
+    query.stop()
+    print(query.name, query.isActive, query.exception() is None)
+spark.stop()
+"""
+
+
+@pytest.mark.timeout(600)
+def test_job_of_a_server_elsewhere(server: str, spark_jobs: Jobs) -> None:
+    """What the client prints is what it prints without us, also of streaming queries, which are not
+    seen. Tasks of its functions, which ran on the server, are spans under the operation."""
+    script = spark_jobs.script(JOB.format(server=server))
+    plain = without_us(spark_jobs, script)
+    assert plain.returncode == 0, plain.stderr
+    process = spark_jobs.start("python", script, STAGEWATCH_SPARK_EXECUTORS="1")
+    out, err = process.communicate(timeout=spark_jobs.patience)
+    assert (process.returncode, out) == (0, plain.stdout), err
+    assert "stagewatch" not in err
+    (run,) = spark_jobs.runs()
+    assert (run.pipeline, run.outcome) == ("etl", "success")
+
+    def spans() -> list[Any]:
+        with spark_jobs.history() as history:
+            return [row for row in history.spans(run.run_id) if row.name == "spark.python.task"]
+
+    wait_for(lambda: len(spans()) >= 4)
+    with spark_jobs.history() as history:
+        by_id = {row.span_id: row.name for row in history.spans(run.run_id)}
+    under = {(by_id[row.parent_span_id], row.attributes.get("error.type")) for row in spans()}
+    assert under == {("pyspark.collect", None), ("pyspark.collect", "KeyError")}
 
 
 # --- laziness -----------------------------------------------------------------------------------

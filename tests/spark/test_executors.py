@@ -13,7 +13,7 @@ import pytest
 
 from stagewatch.history import SpanRow
 from stagewatch.model import Run
-from tests.jobs import Jobs, wait_for
+from tests.jobs import Jobs, wait_for, without_us
 
 ON = {"STAGEWATCH_SPARK_EXECUTORS": "1"}
 TASK = "spark.python.task"
@@ -185,9 +185,7 @@ def test_results_are_the_same(spark_jobs: Jobs) -> None:
     those of a Spark without us; and every task is a span under its Spark stage."""
     pytest.importorskip("pyarrow", exc_type=ImportError)
     script = spark_jobs.script(KINDS)
-    without = subprocess.run(
-        [sys.executable, script], env=spark_jobs.environment, capture_output=True, text=True
-    )
+    without = without_us(spark_jobs, script)
     assert without.returncode == 0, without.stderr
     done = spark_jobs.run(KINDS, **ON)
     assert done.stdout == without.stdout, done.stderr
@@ -204,6 +202,7 @@ def test_results_are_the_same(spark_jobs: Jobs) -> None:
     assert "secret 5" not in str(tasks)
 
 
+@pytest.mark.once
 @pytest.mark.timeout(600)  # two sessions
 def test_executors_without_us(spark_jobs: Jobs, tmp_path: Path) -> None:
     """Where executors have Spark but nothing of ours, the job does what it does without us."""
@@ -213,9 +212,7 @@ def test_executors_without_us(spark_jobs: Jobs, tmp_path: Path) -> None:
     spark_jobs.environment["PYSPARK_PYTHON"] = str(bare)
     pytest.importorskip("pyarrow", exc_type=ImportError)
     script = spark_jobs.script(KINDS)
-    without = subprocess.run(
-        [sys.executable, script], env=spark_jobs.environment, capture_output=True, text=True
-    )
+    without = without_us(spark_jobs, script)
     assert without.returncode == 0, without.stderr
     done = spark_jobs.run(KINDS, **ON)
     assert done.stdout == without.stdout, done.stderr

@@ -6,7 +6,8 @@ import re
 import runpy
 import signal
 import subprocess
-import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +16,46 @@ import pytest
 from stagewatch import stages
 from stagewatch.model import Run
 from stagewatch.records import SpanLeft, StageEnded
-from tests.jobs import Jobs, wait_for
+from tests.jobs import Jobs, wait_for, without_us
 from tests.recorded import Recorded
+from tests.spark.told import SharedJvm, settle, unwatched
 
 FAILING = Path(__file__).parent / "failing.py"
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore::{kind}")  # PySpark has its own about pandas
     for kind in ("DeprecationWarning", "FutureWarning", "UserWarning")
 ]
-SCENES = runpy.run_path(str(FAILING), run_name="failing")["SCENES"]
+PLAYED = runpy.run_path(str(FAILING), run_name="failing")
+SCENES, raised, seen = PLAYED["SCENES"], PLAYED["raised"], PLAYED["seen"]
+
+
+@pytest.fixture(scope="module")
+def bare(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What Python sees of all of them without us."""
+    folder = tmp_path_factory.mktemp("bare")
+    with unwatched():
+        return {
+            name: seen(raised(_in_stage, act, spark, folder)) for name, (act, *_) in SCENES.items()
+        }
+
+
+def _in_stage(act: Callable[..., object], *arguments: object) -> None:
+    with stages.stage("load"):
+        act(*arguments)
 
 
 @pytest.mark.parametrize("name", SCENES)
-def test_failure(name: str, spark: Any, recorded: Recorded, tmp_path: Path) -> None:
-    """Operation and stage have the same type, outcome and place; nothing of a message leaves."""
+def test_failure(
+    name: str, spark: Any, bare: dict[str, Any], recorded: Recorded, tmp_path: Path, caplog: Any
+) -> None:
+    """Operation and stage have the same type, outcome and place; nothing of a message leaves.
+    Python sees what it saw without us: type, text, attributes and traceback, and what PySpark logs
+    has nothing of ours in Java's stack traces either."""
     function, error_type, place = SCENES[name]
-    with pytest.raises(Exception) as raised, stages.stage("load"):
-        function(spark, tmp_path)
-    assert raised.type.__module__.startswith(("pyspark.", "py4j."))
+    error = raised(_in_stage, function, spark, tmp_path)
+    assert type(error).__module__.startswith(("pyspark.", "py4j."))
+    assert seen(error) == bare[name]
+    assert "stagewatch" not in str([vars(record) for record in caplog.records])
 
     wait_for(lambda: recorded.of(StageEnded))
     (ended,) = recorded.of(StageEnded)
@@ -57,17 +80,18 @@ def test_failure(name: str, spark: Any, recorded: Recorded, tmp_path: Path) -> N
     assert "Smith" not in str(recorded.records())
 
 
-@pytest.mark.timeout(1800)
-def test_python_sees_what_it_saw(spark_jobs: Jobs) -> None:
-    """Types, texts, attributes and tracebacks of all of them, without us and with us; what PySpark
-    logs of them has nothing of ours in Java's stack traces either."""
-    plain = without_us(spark_jobs, FAILING)
-    process = spark_jobs.start("python", FAILING)
-    out, err = process.communicate(timeout=900)
-    assert process.returncode == 0, err
-    assert len(re.findall("^scene ", out, re.MULTILINE)) == len(SCENES)
-    assert out == plain.stdout
-    assert "stagewatch" not in err
+def test_no_value_in_a_users_span(spark: Any, recorded: Recorded, tmp_path: Path) -> None:
+    """Whoever records it: what a query makes of its rows stands in Spark's text without quotes."""
+    tracer = recorded.provider.get_tracer("mine")
+    for name in ("query_raises", "map_has_a_key_twice", "record_is_malformed"):
+        function, error_type, _ = SCENES[name]
+        with pytest.raises(Exception, match="Smith"), tracer.start_as_current_span(name):
+            function(spark, tmp_path)
+        settle()
+        (mine,) = [span for span in recorded.spans() if span.name == name]
+        assert [event[0] for event in mine.events] == ["exception"]
+        assert error_type in str(mine)
+    assert "Smith" not in str(recorded.records())
 
 
 # --- jobs of their own --------------------------------------------------------------------------
@@ -125,29 +149,26 @@ JOBS: dict[str, tuple[str, str, str, str]] = {
     ),
 }
 """Settings, what is done, outcome and ``error.type`` of the run."""
-
-
-def without_us(jobs: Jobs, script: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, script],
-        cwd=jobs.directory,
-        env=jobs.environment,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
+OWN_JVM = {"no_memory", "no_memory_exits", "jvm_killed", "stopped"}
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", JOBS)
-def test_job_that_dies(name: str, spark_jobs: Jobs) -> None:
+@pytest.mark.parametrize(
+    "name", [pytest.param(it, marks=pytest.mark.once) if "memory" in it else it for it in JOBS]
+)
+def test_job_that_dies(name: str, spark_jobs: Jobs, shared_jvm: SharedJvm) -> None:
     """Exit status, output and traceback are as without us; the run says why, and so does the
     operation."""
     settings, act, outcome, error_type = JOBS[name]
     script = spark_jobs.script(BEGIN.format(settings=settings) + act + "\n")
-    plain = without_us(spark_jobs, script)
-    process = spark_jobs.start("python", script)
-    out, err = process.communicate(timeout=600)
+    with ThreadPoolExecutor() as beside:
+        jvm = dict if name in OWN_JVM else shared_jvm
+        playing = beside.submit(without_us, spark_jobs, script, **jvm())
+        if name not in OWN_JVM:
+            playing.result()
+        process = spark_jobs.start("python", script, **jvm())
+        out, err = process.communicate(timeout=600)
+        plain = playing.result()
     assert (process.returncode, out) == (plain.returncode, plain.stdout), err
     if not error_type.startswith("jvm"):  # how a socket ends is not told twice the same way
         assert traceback_of(err) == traceback_of(plain.stderr)
@@ -176,10 +197,10 @@ def traceback_of(stderr: str) -> str:
     return _NUMBERS.sub("…", "\n".join(lines))
 
 
-def test_killed_driver(spark_jobs: Jobs) -> None:
+def test_killed_driver(spark_jobs: Jobs, shared_jvm: SharedJvm) -> None:
     """The death certificate names the action that was in flight; its span is closed with it."""
     kill = "when_it_runs(lambda: os.kill(os.getpid(), signal.SIGKILL))\nslow.collect()\n"
-    done = spark_jobs.run(BEGIN.format(settings="") + kill)
+    done = spark_jobs.run(BEGIN.format(settings="") + kill, **shared_jvm())
     assert done.returncode == -signal.SIGKILL, done.stderr
     (run,) = spark_jobs.runs()
     assert (run.outcome, run.error_type, run.last_operation) == (
@@ -239,10 +260,12 @@ spark.stop()
 """
 
 
-def cluster_job(jobs: Jobs, **values: object) -> subprocess.CompletedProcess[str]:
+def cluster_job(
+    jobs: Jobs, jvm: dict[str, str], **values: object
+) -> subprocess.CompletedProcess[str]:
     folder = jobs.directory / "running"
     folder.mkdir()
-    return jobs.run(CLUSTER.format(**values), FOLDER=str(folder))
+    return jobs.run(CLUSTER.format(**values), FOLDER=str(folder), **jvm)
 
 
 def collect_span(jobs: Jobs, run: Run) -> Any:
@@ -251,9 +274,10 @@ def collect_span(jobs: Jobs, run: Run) -> Any:
     return found
 
 
-def test_lost_executor(spark_jobs: Jobs) -> None:
+@pytest.mark.once
+def test_lost_executor(spark_jobs: Jobs, shared_jvm: SharedJvm) -> None:
     """Spark tries the task again: a success, and the span says how many failed."""
-    done = cluster_job(spark_jobs, failures=4, kills=1, each=2, always=False)
+    done = cluster_job(spark_jobs, shared_jvm(), failures=4, kills=1, each=2, always=False)
     assert (done.returncode, done.stdout) == (0, "[Row(wait(id)=0)]\n"), done.stderr
     (run,) = spark_jobs.runs()
     assert (run.outcome, run.error_type) == ("success", None)
@@ -262,9 +286,9 @@ def test_lost_executor(spark_jobs: Jobs) -> None:
     assert attributes["spark.tasks.failed"] == 1
 
 
-def test_lost_executors(spark_jobs: Jobs) -> None:
+def test_lost_executors(spark_jobs: Jobs, shared_jvm: SharedJvm) -> None:
     """Until Spark gives up."""
-    done = cluster_job(spark_jobs, failures=2, kills=2, each=2, always=True)
+    done = cluster_job(spark_jobs, shared_jvm(), failures=2, kills=2, each=2, always=True)
     assert done.returncode == 1, done.stderr
     (run,) = spark_jobs.runs()
     assert (run.outcome, run.error_type) == ("failure", "ExecutorLostFailure")

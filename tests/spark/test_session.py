@@ -6,6 +6,7 @@ from typing import Any
 
 from tests.jobs import Jobs
 from tests.recorded import Recorded
+from tests.spark.told import SharedJvm
 
 
 def test_shared_session_computes(spark: Any, recorded: Recorded) -> None:
@@ -14,7 +15,7 @@ def test_shared_session_computes(spark: Any, recorded: Recorded) -> None:
     assert sorted(doubled.collect()) == [0, 2, 4, 6]
 
 
-def test_job_is_one_run(spark_jobs: Jobs) -> None:
+def test_job_is_one_run(spark_jobs: Jobs, shared_jvm: SharedJvm) -> None:
     """A Spark job under `opentelemetry-instrument` gives one run that is a success."""
     done = spark_jobs.run(
         """
@@ -23,7 +24,8 @@ def test_job_is_one_run(spark_jobs: Jobs) -> None:
         spark = SparkSession.builder.getOrCreate()
         print(spark.range(10).count())
         spark.stop()
-        """
+        """,
+        **shared_jvm(),
     )
     assert (done.returncode, done.stdout) == (0, "10\n"), done.stderr
     (run,) = spark_jobs.runs()

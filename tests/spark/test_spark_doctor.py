@@ -12,6 +12,7 @@ from opentelemetry.instrumentation import auto_instrumentation
 from stagewatch.checks import Level
 from stagewatch.spark_checks import spark
 
+pytestmark = pytest.mark.once
 SITE = auto_instrumentation.__path__[0]
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from tests.jobs import Jobs
+from tests.spark.told import SharedJvm
 
 JOB = {"spark.job": [{"spark.stage": []}]}
 
@@ -13,7 +16,7 @@ def _named(tree: Any, name: str) -> list[Any]:
     return [below for span in tree for found, below in span.items() if found == name]
 
 
-def test_sessions_of_one_job(spark_jobs: Jobs) -> None:
+def test_sessions_of_one_job(spark_jobs: Jobs, shared_jvm: SharedJvm) -> None:
     """One after the other, a second one on the same context, a forked child, and an end right after
     `stop`: all has its figures, and nothing is said."""
     done = spark_jobs.run(
@@ -37,9 +40,10 @@ def test_sessions_of_one_job(spark_jobs: Jobs) -> None:
         with stagewatch.stage("second"):
             spark = SparkSession.builder.appName("two").getOrCreate()
             spark.sparkContext.setLogLevel("OFF")
-            spark.range(10).write.parquet("out")
+            spark.range(10).write.parquet(os.path.abspath("out"))
             spark.stop()
-        """
+        """,
+        **shared_jvm(),
     )
     assert done.returncode == 0, done.stderr
     assert "stagewatch" not in done.stderr
@@ -54,6 +58,7 @@ def test_sessions_of_one_job(spark_jobs: Jobs) -> None:
     assert stages["second"].records_out == 10
 
 
+@pytest.mark.once
 def test_jvm_is_killed(spark_jobs: Jobs) -> None:
     """The job goes on as it would without us: its logging is its own, its stages end, and it
     exits at once."""
@@ -94,7 +99,7 @@ def test_jvm_is_killed(spark_jobs: Jobs) -> None:
     assert [name for span in after for name in span] == ["pyspark.collect"] * len(after)
 
 
-def test_write_that_a_signal_leaves(spark_jobs: Jobs) -> None:
+def test_write_that_a_signal_leaves(spark_jobs: Jobs, shared_jvm: SharedJvm) -> None:
     """What its handler raises is there while the job still runs, and the answers that Spark gives
     afterwards are those to what was asked."""
     done = spark_jobs.run(
@@ -107,14 +112,16 @@ def test_write_that_a_signal_leaves(spark_jobs: Jobs) -> None:
         def leave(*_):
             raise SystemExit(3)
 
+        runs, release = Path("runs").absolute(), Path("release").absolute()
+
         def until_released(value):
-            Path("runs").touch()
-            while not Path("release").exists():
+            runs.touch()
+            while not release.exists():
                 time.sleep(0.05)
             return value
 
         def interrupt():
-            while not Path("runs").exists():
+            while not runs.exists():
                 time.sleep(0.05)
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -123,12 +130,13 @@ def test_write_that_a_signal_leaves(spark_jobs: Jobs) -> None:
         waiting = spark.range(0, 1, 1, 1).select(udf(until_released, "long")("id"))
         threading.Thread(target=interrupt, daemon=True).start()
         try:
-            waiting.write.parquet("out")
+            waiting.write.parquet(os.path.abspath("out"))
         except SystemExit:
-            print("left", Path("release").exists())
-        Path("release").touch()
+            print("left", release.exists())
+        release.touch()
         print(spark.range(5).count(), spark.range(6).count())
-        """
+        """,
+        **shared_jvm(),
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["left False", "5 6"]

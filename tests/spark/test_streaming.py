@@ -14,6 +14,7 @@ import pytest
 from stagewatch import semconv
 from stagewatch.model import Outcome, Run
 from tests.jobs import Jobs, end_recorders, wait_for
+from tests.spark.told import SharedJvm
 
 QUERIES = '''
 import json, os, time
@@ -155,12 +156,14 @@ class Ran:
 
 @pytest.fixture(scope="module")
 def ran(
-    tmp_path_factory: pytest.TempPathFactory, spark_environment: dict[str, str]
+    tmp_path_factory: pytest.TempPathFactory,
+    spark_environment: dict[str, str],
+    shared_jvm: SharedJvm,
 ) -> Iterator[Ran]:
     jobs = Jobs(tmp_path_factory.mktemp("streams"), patience=280)
     jobs.environment |= spark_environment
     jobs.environment["STAGEWATCH_DETAIL_RATIO"] = "0"
-    yield Ran(jobs, jobs.run(QUERIES))
+    yield Ran(jobs, jobs.run(QUERIES, **shared_jvm()))
     end_recorders(jobs)
 
 
@@ -272,7 +275,8 @@ def test_the_process_has_no_part_in_it(ran: Ran) -> None:
     assert not {"pyspark.write.parquet", "pandas.to_csv"} & set(calls)
 
 
-def test_a_killed_driver(spark_jobs: Jobs) -> None:
+@pytest.mark.once
+def test_a_killed_driver(spark_jobs: Jobs, shared_jvm: SharedJvm) -> None:
     """Its query's run is closed with it."""
     script = spark_jobs.script(
         """
@@ -288,7 +292,7 @@ def test_a_killed_driver(spark_jobs: Jobs) -> None:
         query.awaitTermination()
         """
     )
-    job = spark_jobs.start("python", script)
+    job = spark_jobs.start("python", script, **shared_jvm())
     try:
         wait_for(lambda: (spark_jobs.directory / "up").exists(), 240)
         wait_for(lambda: len(spark_jobs.runs(ended=0)) == 2)

@@ -11,6 +11,7 @@ from opentelemetry.instrumentation import auto_instrumentation
 
 from stagewatch.model import Outcome
 from tests.jobs import BIN, Jobs, wait_for
+from tests.spark.told import SharedJvm
 
 SITE = auto_instrumentation.__path__[0]
 JOB = """
@@ -39,8 +40,8 @@ def done(jobs: Jobs, *command: str, **environment: str) -> subprocess.CompletedP
     ("before", "environment"),
     [
         (["opentelemetry-instrument", "--"], {}),
-        ([], {"PYTHONPATH": SITE}),
-        (["stagewatch", "run", "--"], {}),
+        pytest.param([], {"PYTHONPATH": SITE}, marks=pytest.mark.once),
+        pytest.param(["stagewatch", "run", "--"], {}, marks=pytest.mark.once),
     ],
 )
 def test_spark_submit(spark_jobs: Jobs, before: list[str], environment: dict[str, str]) -> None:
@@ -55,6 +56,7 @@ def test_spark_submit(spark_jobs: Jobs, before: list[str], environment: dict[str
     assert spark_jobs.tree(run) == [{"load": [COUNTED]}]
 
 
+@pytest.mark.once
 def test_submitted_job_fails(spark_jobs: Jobs) -> None:
     """What the driver raised is in its stage; the run ends as `spark-submit` does."""
     spark_jobs.script("import stagewatch\nwith stagewatch.stage('load'): {}['x']\n", "nightly.py")
@@ -67,6 +69,7 @@ def test_submitted_job_fails(spark_jobs: Jobs) -> None:
     assert (stage.name, stage.error_type) == ("load", "KeyError")
 
 
+@pytest.mark.once
 def test_submission_fails(spark_jobs: Jobs) -> None:
     """Where Spark gives up before there is a driver there is a run all the same."""
     ended = done(spark_jobs, "stagewatch", "run", "--", "spark-submit", "--nonsense", "nightly.py")
@@ -75,6 +78,7 @@ def test_submission_fails(spark_jobs: Jobs) -> None:
     assert (run.outcome, run.error_type) == (Outcome.FAILURE, "exit_1")
 
 
+@pytest.mark.once
 def test_shell(spark_jobs: Jobs) -> None:
     """A `pyspark` shell is one run, from its first line to `exit`."""
     terminal, inside = pty.openpty()
@@ -107,7 +111,7 @@ def test_shell(spark_jobs: Jobs) -> None:
     assert spark_jobs.tree(run)[-1:] == [COUNTED]
 
 
-def test_notebook_with_a_session(spark_jobs: Jobs) -> None:
+def test_notebook_with_a_session(spark_jobs: Jobs, shared_jvm: SharedJvm) -> None:
     """Where nothing can be put in front of Python, a call turns us on: also after the session was
     made, whose actions are recorded with their jobs as soon as its listener is there."""
     path = spark_jobs.script(
@@ -132,7 +136,7 @@ def test_notebook_with_a_session(spark_jobs: Jobs) -> None:
         """,
         "notebook.py",
     )
-    ended = done(spark_jobs, "python", str(path))
+    ended = done(spark_jobs, "python", str(path), **shared_jvm())
     assert (ended.returncode, ended.stdout) == (0, "10\n"), ended.stderr
     (run,) = spark_jobs.runs()
     assert (run.pipeline, run.outcome) == ("notebook", Outcome.SUCCESS)

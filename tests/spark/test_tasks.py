@@ -24,6 +24,7 @@ from tests.jobs import Jobs, wait_for
 from tests.otlp_receiver import OtlpReceiver
 from tests.recorded import Recorded
 
+pytestmark = pytest.mark.once
 TRACE, RUN_SPAN, ACTION = "ab" * 16, "cd" * 8, "ef" * 8
 PARENT = f"00-{TRACE}-{ACTION}-01"
 PROPERTY = {"stagewatch.traceparent": PARENT}

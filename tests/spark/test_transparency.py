@@ -7,8 +7,7 @@ import re
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,25 +29,13 @@ from stagewatch.instrumentation.pyspark import (
 from stagewatch.instrumentation.pyspark.status_store import StatusStore
 from tests.jobs import wait_for
 from tests.recorded import Recorded
-from tests.spark.told import done, named, newest, operations, settle, stages
+from tests.spark.told import done, named, newest, operations, settle, stages, unwatched
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas"),
     pytest.mark.filterwarnings("ignore:The copy keyword is deprecated"),
     pytest.mark.filterwarnings("ignore:distutils Version classes are deprecated"),
 ]
-
-
-@contextmanager
-def _without() -> Iterator[None]:
-    """The library as it is; instrumented again afterwards."""
-    instrumentor = PysparkInstrumentor()
-    instrumentor.uninstrument()
-    try:
-        yield
-    finally:
-        instrumentor.instrument()
-        wait_for(lambda: attaching.current is not None, 60)
 
 
 def _properties(spark: Any) -> str:
@@ -87,9 +74,34 @@ def test_exception_is_the_same(spark: Any, recorded: Recorded) -> None:
         return [(type(it), _without_numbers(it), _frames(it)) for it in errors]
 
     ours = raise_both()
-    with _without():
+    with unwatched():
         theirs = raise_both()
     assert ours == theirs
+
+
+@pytest.mark.spark4
+def test_merge_into(spark: Any, recorded: Recorded) -> None:
+    """None of the tables that Spark has without a connector can be merged into: its own error comes
+    through, and the operation has it."""
+    spark.range(3).write.mode("overwrite").saveAsTable("merged")
+
+    def merge() -> BaseException:
+        writer = spark.range(2).alias("new").mergeInto("merged", col("new.id") == col("merged.id"))
+        return _raised(lambda: writer.whenMatched().delete().merge())
+
+    from pyspark.sql.functions import col
+
+    try:
+        ours = merge()
+        settle()
+        with unwatched():
+            theirs = merge()
+    finally:
+        spark.sql("DROP TABLE merged")
+    assert (type(ours), str(ours), _frames(ours)) == (type(theirs), str(theirs), _frames(theirs))
+    merging = named(recorded, "pyspark.mergeInto").attributes
+    assert merging is not None
+    assert merging[semconv.ERROR_TYPE] == "UNSUPPORTED_FEATURE.TABLE_OPERATION"
 
 
 def test_jobs_are_the_same(spark: Any, recorded: Recorded, tmp_path: Path) -> None:
@@ -120,7 +132,7 @@ def test_jobs_are_the_same(spark: Any, recorded: Recorded, tmp_path: Path) -> No
         ]
 
     ours = act("ours")
-    with _without():
+    with unwatched():
         theirs = act("theirs")
     assert ours == theirs
     assert any(Path(__file__).name in name for name in ours[0])
@@ -168,7 +180,7 @@ def test_functions_look_the_same(spark: Any) -> None:
 
 def test_no_function_is_wrapped_twice(spark: Any) -> None:
     """Neither at first nor after having been taken off and put on again."""
-    with _without():
+    with unwatched():
         assert not hasattr(type(spark.range(1)).collect, "__wrapped__")
     for function in (type(spark.range(1)).collect, type(spark.sparkContext).runJob):
         assert not hasattr(function.__wrapped__, "__wrapped__")
@@ -176,7 +188,7 @@ def test_no_function_is_wrapped_twice(spark: Any) -> None:
 
 def test_session_that_is_there_already(spark: Any, recorded: Recorded) -> None:
     """It is listened to from when we are loaded, its first action included."""
-    with _without():
+    with unwatched():
         spark.range(1).collect()
     before = newest(spark)
     with stagewatch.stage("late"):
@@ -366,7 +378,7 @@ def test_restricted_jvm(
 
     monkeypatch.setattr(compiling, "constructor", refuse)
     monkeypatch.setattr(attaching, "_making", None)
-    with _without():
+    with unwatched():
         pass
     before = newest(spark)
     with stagewatch.stage("load"):
@@ -389,7 +401,7 @@ def test_restricted_jvm(
     assert "without their jobs" in caplog.messages[1]
     assert operations(recorded) == ["pyspark.collect", "pyspark.count"]
     monkeypatch.undo()
-    with _without():
+    with unwatched():
         pass
 
 

@@ -15,6 +15,7 @@ from stagewatch.operations import Call, Later, OperationKind, begin, end_later
 from stagewatch.records import OperationEnded
 from tests.recorded import Recorded
 
+pytestmark = pytest.mark.once
 COLLECT = OperationKind("pyspark.collect", io=True, open=True)
 
 

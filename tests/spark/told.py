@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from stagewatch import semconv
-from stagewatch.instrumentation.pyspark import attaching
+from stagewatch.instrumentation.pyspark import PysparkInstrumentor, attaching
 from stagewatch.records import DatasetTouched, OperationEnded, SpanEnded, StageEnded
 from tests.jobs import wait_for
 from tests.recorded import Recorded
 
 _MOST = 100
+SharedJvm = Callable[[], dict[str, str]]
+"""The fixture ``shared_jvm``."""
 
 
 class Stage(NamedTuple):
@@ -36,6 +40,18 @@ class Job(NamedTuple):
 def settle() -> None:
     """Until all that has returned has its figures."""
     wait_for(lambda: attaching.current is not None and attaching.current.work.is_settled, 60)
+
+
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """The library as it is; instrumented again afterwards."""
+    instrumentor = PysparkInstrumentor()
+    instrumentor.uninstrument()
+    try:
+        yield
+    finally:
+        instrumentor.instrument()
+        wait_for(lambda: attaching.current is not None, 60)
 
 
 def done(spark: Any, after: int) -> list[Job]:

@@ -66,6 +66,7 @@ def _settings(spark: Any, settings: dict[str, str]) -> Iterator[None]:
             spark.conf.set(f"spark.sql.{name}", value)
 
 
+@pytest.mark.once
 def test_advice_on_real_stages(
     spark: Any, finished: list[Finished], monkeypatch: pytest.MonkeyPatch
 ) -> None:

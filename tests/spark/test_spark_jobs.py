@@ -16,7 +16,7 @@ def _named(tree: Any, name: str) -> list[Any]:
     return [below for span in tree for found, below in span.items() if found == name]
 
 
-def test_sessions_of_one_job(spark_jobs: Jobs, shared_jvm: SharedJvm) -> None:
+def test_sessions_of_one_job(spark_jobs: Jobs) -> None:
     """One after the other, a second one on the same context, a forked child, and an end right after
     `stop`: all has its figures, and nothing is said."""
     done = spark_jobs.run(
@@ -43,7 +43,6 @@ def test_sessions_of_one_job(spark_jobs: Jobs, shared_jvm: SharedJvm) -> None:
             spark.range(10).write.parquet(os.path.abspath("out"))
             spark.stop()
         """,
-        **shared_jvm(),
     )
     assert done.returncode == 0, done.stderr
     assert "stagewatch" not in done.stderr

@@ -111,7 +111,7 @@ faults-stock: setup $(stock)  ## The same jobs under the stock SDK
 bench: setup $(ours) $(stock)  ## Measure the numbers of the README (about ten minutes)
 	$(BIN)/python -m benchmarks $(ARGS)
 
-bench-spark: setup $(spark)  ## Measure what Spark jobs pay for being watched (about ten minutes)
+bench-spark: setup $(spark)  ## Measure what Spark jobs pay for being watched (about half an hour)
 	.venv-spark/bin/python -m benchmarks $(or $(ARGS),spark spark_executors)
 
 clean:  ## Remove what was built, measured and cached (the virtual environments stay)

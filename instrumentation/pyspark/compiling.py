@@ -28,7 +28,7 @@ def constructor(gateway: Any, state: Path | None) -> Any:
     """
     jvm = gateway.jvm
     source = resources.files(__package__).joinpath("listener.java").read_text()
-    file = state / f"listener-{_key(jvm, source)}" if state is not None else None
+    file = _place(jvm, source, state)
     classes = _kept(file) if file is not None else None
     if classes is not None:
         with suppress(Exception):  # no byte code: made anew
@@ -37,6 +37,14 @@ def constructor(gateway: Any, state: Path | None) -> Any:
     if file is not None:
         _keep(file, classes)
     return _loaded(jvm, classes)
+
+
+def _place(jvm: Any, source: str, state: Path | None) -> Path | None:
+    """Where it is kept; None where that cannot be told: it is compiled every time then."""
+    if state is not None:
+        with suppress(Exception):  # py4j may be restricted to what compiling needs
+            return state / f"listener-{_key(jvm, source)}"
+    return None
 
 
 def _key(jvm: Any, source: str) -> str:
@@ -92,6 +100,9 @@ def _keep(file: Path, classes: Classes) -> None:
     temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     with suppress(OSError):
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(handle, "wb") as out:
-            out.write(msgspec.msgpack.encode((hashlib.sha256(body).digest(), body)))
-        os.replace(temporary, file)
+        try:
+            with open(handle, "wb") as out:
+                out.write(msgspec.msgpack.encode((hashlib.sha256(body).digest(), body)))
+            os.replace(temporary, file)
+        except OSError:  # a full disk
+            temporary.unlink(missing_ok=True)

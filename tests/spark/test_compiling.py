@@ -79,3 +79,29 @@ def test_without_a_place(spark: Any, tmp_path: Path, compiled: list[int]) -> Non
     for state in (None, tmp_path / "is not there"):
         assert compiling.constructor(gateway, state) is not None
     assert len(compiled) == 2
+
+
+def test_spark_that_does_not_say_what_it_is(
+    spark: Any, state: Path, compiled: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where py4j may not ask for the version, there is a listener, and nothing is kept."""
+
+    def refuse(*_: Any) -> str:
+        raise TypeError("'JavaPackage' object is not callable")
+
+    monkeypatch.setattr(compiling, "_key", refuse)
+    assert compiling.constructor(spark.sparkContext._gateway, state) is not None
+    assert not list(state.iterdir())
+
+
+def test_full_disk(
+    spark: Any, state: Path, compiled: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is a listener, and no half of a file."""
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(compiling.os, "replace", full)
+    assert compiling.constructor(spark.sparkContext._gateway, state) is not None
+    assert not list(state.iterdir())
